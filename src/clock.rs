@@ -1,0 +1,137 @@
+//! The only reader of time.
+//!
+//! Owns: wall-clock timestamps, as files carry them, and the monotonic time that deadlines and pacing use.
+//! Does not own: what is done at which time. Pure modules take a time as a parameter.
+
+use std::ops::{Add, Sub};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A point in wall-clock time as `stat(2)` has it. In JSON `[seconds, nanoseconds]` (FORMATS.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(try_from = "(i64, u32)", into = "(i64, u32)")]
+pub struct Timestamp {
+    secs: i64,
+    nanos: u32,
+}
+
+/// Nanoseconds that are not below one second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is not a count of nanoseconds below 1,000,000,000")]
+pub struct InvalidNanos(pub u32);
+
+impl Timestamp {
+    /// 1 January 1970, 00:00 UTC.
+    pub const EPOCH: Timestamp = Timestamp { secs: 0, nanos: 0 };
+
+    /// Returns the time `secs` (may be negative) and `nanos` (0 … 999,999,999) after 1970.
+    pub fn new(secs: i64, nanos: u32) -> Result<Timestamp, InvalidNanos> {
+        if nanos < 1_000_000_000 { Ok(Timestamp { secs, nanos }) } else { Err(InvalidNanos(nanos)) }
+    }
+
+    /// Whole seconds since 1970, rounded down.
+    pub fn secs(self) -> i64 {
+        self.secs
+    }
+
+    /// Nanoseconds after [`Timestamp::secs`], 0 … 999,999,999.
+    pub fn nanos(self) -> u32 {
+        self.nanos
+    }
+}
+
+impl TryFrom<(i64, u32)> for Timestamp {
+    type Error = InvalidNanos;
+
+    fn try_from((secs, nanos): (i64, u32)) -> Result<Timestamp, InvalidNanos> {
+        Timestamp::new(secs, nanos)
+    }
+}
+
+impl From<Timestamp> for (i64, u32) {
+    fn from(time: Timestamp) -> (i64, u32) {
+        (time.secs, time.nanos)
+    }
+}
+
+impl From<std::time::SystemTime> for Timestamp {
+    fn from(time: std::time::SystemTime) -> Timestamp {
+        match time.duration_since(std::time::UNIX_EPOCH) {
+            Ok(after) => Timestamp { secs: after.as_secs() as i64, nanos: after.subsec_nanos() },
+            Err(before) => {
+                let before = before.duration();
+                let secs = -(before.as_secs() as i64);
+                match before.subsec_nanos() {
+                    0 => Timestamp { secs, nanos: 0 },
+                    nanos => Timestamp { secs: secs - 1, nanos: 1_000_000_000 - nanos },
+                }
+            }
+        }
+    }
+}
+
+impl From<Timestamp> for std::time::SystemTime {
+    fn from(time: Timestamp) -> std::time::SystemTime {
+        let nanos = Duration::from_nanos(time.nanos.into());
+        if time.secs >= 0 {
+            std::time::UNIX_EPOCH + Duration::from_secs(time.secs as u64) + nanos
+        } else {
+            std::time::UNIX_EPOCH - Duration::from_secs(time.secs.unsigned_abs()) + nanos
+        }
+    }
+}
+
+/// Time since some fixed point of this process: never jumps, not comparable across processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Instant(Duration);
+
+impl Instant {
+    /// The start; also what tests count from.
+    pub const START: Instant = Instant(Duration::ZERO);
+
+    /// Time that passed since `earlier`; zero if that is later.
+    pub fn since(self, earlier: Instant) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl Add<Duration> for Instant {
+    type Output = Instant;
+
+    fn add(self, duration: Duration) -> Instant {
+        Instant(self.0.saturating_add(duration))
+    }
+}
+
+impl Sub<Duration> for Instant {
+    type Output = Instant;
+
+    fn sub(self, duration: Duration) -> Instant {
+        Instant(self.0.saturating_sub(duration))
+    }
+}
+
+/// Returns the wall-clock time.
+pub fn now() -> Timestamp {
+    std::time::SystemTime::now().into()
+}
+
+/// Returns the monotonic time.
+pub fn instant() -> Instant {
+    static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+    // An hour in hand, so that "earlier than the start" can be written as a subtraction.
+    Instant(START.get_or_init(std::time::Instant::now).elapsed() + Duration::from_secs(3600))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_keep_their_fraction() {
+        let time = Timestamp::new(-2, 250_000_000).unwrap();
+        assert_eq!(Timestamp::from(std::time::SystemTime::from(time)), time);
+        assert_eq!(Timestamp::new(0, 1_000_000_000), Err(InvalidNanos(1_000_000_000)));
+    }
+}

@@ -1,0 +1,18 @@
+//! TandemFS: a FUSE filesystem that keeps every file, whole and verifiable, in several object stores at once.
+//!
+//! ```text
+//! kernel ─▶ fuse ─▶ vfs ─▶ write ─▶ chunk files          local disk speed
+//!                    │       └─▶ meta (SQLite, journal)
+//!                    ▼             │
+//!                   read ◀── target ◀── replication      every target: chunks, then the journal that names them
+//! ```
+//!
+//! The modules stand in the order in which data flows through them.
+
+pub mod clock;
+pub mod id;
+
+pub mod format;
+pub mod meta;
+pub mod target;
+pub mod write;

@@ -1,0 +1,65 @@
+//! The metadata of the filesystem: one SQLite file in the state directory.
+//!
+//! Owns: the schema, domain transactions (`create`, `rename`, `commit`, `place` …), the journal's rows, durability of all
+//! of it. The rest of the system never sees SQL.
+//! Does not own: chunk files and their bytes (`chunk`, `write`), objects on targets (`target`), when things happen.
+//!
+//! ```text
+//! one writer connection, BEGIN IMMEDIATE … COMMIT ──▶ WAL ──(group fdatasync)──▶ durable
+//! several reader connections: snapshots, never blocked by the writer
+//! ```
+//!
+//! - A commit survives the death of the process at once; it survives a power cut after [`Meta::sync`] (S1, S8).
+//! - Every transaction that changes the filesystem appends its journal record itself: `seq` is the total order.
+//! - After a failed sync nothing more is acknowledged until remount: the store is latched ([`Error::Latched`]).
+
+pub mod inode;
+pub mod journal;
+pub mod slot;
+mod store;
+
+pub use store::{Created, Meta, Options, Tx};
+
+/// What can go wrong in the metadata store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// SQLite refused or failed; a full disk is among these ([`Error::is_full`]).
+    #[error("metadata store: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// Rows that contradict one another or cannot be decoded.
+    #[error("metadata store is damaged: {0}")]
+    Damaged(String),
+    /// A system call on the store's files failed.
+    #[error("metadata store: {what}: {source}")]
+    Io {
+        /// The operation and the file.
+        what: String,
+        /// The operating system's word.
+        source: std::io::Error,
+    },
+    /// An earlier sync failed: what is on disk is unknown, nothing more is acknowledged until remount.
+    #[error("metadata store is latched after a failed sync; unmount and mount again")]
+    Latched,
+    /// The operation itself is refused, with the errno that the caller shall see.
+    #[error("{0}")]
+    Refused(#[from] rustix::io::Errno),
+}
+
+impl Error {
+    /// The disk is full, and nothing else is wrong.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Error::Sqlite(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
+    }
+
+    /// The errno that a program gets for it (errno(3)).
+    pub fn errno(&self) -> rustix::io::Errno {
+        match self {
+            Error::Refused(errno) => *errno,
+            error if error.is_full() => rustix::io::Errno::NOSPC,
+            _ => rustix::io::Errno::IO,
+        }
+    }
+}
+
+/// Result of a metadata operation.
+pub type Result<T> = std::result::Result<T, Error>;

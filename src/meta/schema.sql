@@ -1,0 +1,136 @@
+-- Shared tables: the filesystem itself. A checkpoint carries them (FORMATS.md, meta.sqlite), without the columns
+-- marked "local" and with `extent.ino` in place of `extent.manifest`.
+CREATE TABLE filesystem (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+  -- filesystem (uuid), name, chunk_size (bytes), created; local: format ("1")
+CREATE TABLE inode (
+  ino INTEGER PRIMARY KEY,
+  mode INTEGER NOT NULL,                           -- st_mode with type bits
+  uid INTEGER NOT NULL, gid INTEGER NOT NULL, rdev INTEGER NOT NULL,
+  nlink INTEGER NOT NULL,                          -- names; a directory 2 + its subdirectories; 0 = orphan, lives while open
+  size INTEGER NOT NULL,                           -- bytes; of the newest slot, filled or not
+  generation INTEGER NOT NULL,                     -- of the newest slot, filled or not
+  atime INTEGER NOT NULL, atime_ns INTEGER NOT NULL,
+  mtime INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+  ctime INTEGER NOT NULL, ctime_ns INTEGER NOT NULL,
+  times_seq INTEGER NOT NULL,                      -- directories: seq that set mtime and ctime last; else 0
+  manifest INTEGER,                                -- local: extents of the committed content (D8); NULL = none, all zeros
+  last_seq INTEGER NOT NULL,                       -- local: newest record that names this inode (O1: may a slot be renewed in place?)
+  parent INTEGER NOT NULL                          -- local: the directory of the name it got last; a hint for order and for paths
+) STRICT;
+CREATE TABLE dirent (
+  parent INTEGER NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL,
+  cookie INTEGER NOT NULL,                         -- local: ascending in order of naming; the position of readdir, stable under change
+  PRIMARY KEY (parent, name)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX dirent_cookie ON dirent (parent, cookie);
+CREATE TABLE symlink (ino INTEGER PRIMARY KEY, target BLOB NOT NULL) STRICT;
+CREATE TABLE xattr (ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (ino, name)) STRICT, WITHOUT ROWID;
+CREATE TABLE chunk (
+  id INTEGER PRIMARY KEY,                          -- ascending in order of first commit
+  hash BLOB NOT NULL UNIQUE,                       -- 32 bytes
+  length INTEGER NOT NULL,                         -- bytes
+  dead_seq INTEGER,                                -- journal head + 1 when its last reference went; NULL = referenced (T5)
+  bytes_referenced INTEGER NOT NULL,               -- local: sum over extents; 0 = garbage (T5)
+  placed INTEGER NOT NULL DEFAULT 0,               -- local: one bit per target that confirmed it (T6)
+  claimed INTEGER NOT NULL DEFAULT 0,              -- local: bits that a restore took over unseen: readable, not evictable (D6)
+  incomplete INTEGER NOT NULL                      -- local: 1 until every following target has its bit (T6)
+) STRICT;
+CREATE INDEX chunk_todo ON chunk (id) WHERE incomplete = 1;
+CREATE TABLE extent (
+  manifest INTEGER NOT NULL, offset INTEGER NOT NULL,
+  length INTEGER NOT NULL,
+  chunk INTEGER NOT NULL, chunk_offset INTEGER NOT NULL,
+  PRIMARY KEY (manifest, offset)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE slot (
+  seq INTEGER PRIMARY KEY, ino INTEGER NOT NULL, generation INTEGER NOT NULL,
+  session INTEGER NOT NULL,                        -- local
+  first_seq INTEGER NOT NULL,                      -- local: where the session's slot was first taken (O6: start of the unit)
+  head INTEGER NOT NULL,                           -- local: journal head when its bytes were last renewed (O6: end of the unit)
+  fsynced INTEGER NOT NULL,                        -- local: 1 = reserved by an fsync; nothing overtakes it (O6)
+  size INTEGER NOT NULL,                           -- local, with the times: what the content record will carry
+  mtime INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+  ctime INTEGER NOT NULL, ctime_ns INTEGER NOT NULL
+) STRICT;
+CREATE INDEX slot_ino ON slot (ino);
+
+-- Local tables: this machine's.
+CREATE TABLE counter (
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  seq INTEGER NOT NULL,                            -- journal head
+  next_inode INTEGER NOT NULL, next_session INTEGER NOT NULL, next_manifest INTEGER NOT NULL,
+  next_cookie INTEGER NOT NULL,
+  epoch INTEGER NOT NULL,                          -- of the newest mount
+  writer TEXT NOT NULL,
+  boot_id TEXT NOT NULL,                           -- of the newest mount: another one means a power cut or reboot (S6)
+  mounts INTEGER NOT NULL                          -- number of mounts: chunk files sealed before this one are checked by BLAKE3 (S5)
+) STRICT;
+CREATE TABLE journal (
+  seq INTEGER PRIMARY KEY,
+  kind INTEGER NOT NULL,                           -- meta::journal::Kind
+  ino INTEGER NOT NULL,                            -- the inode it is about (born, named, changed)
+  body BLOB                                        -- version byte, postcard of format::record::Change; NULL = open slot
+) STRICT;
+CREATE TABLE unit (first INTEGER PRIMARY KEY, last INTEGER NOT NULL) STRICT;   -- runs of records that ship together (O6)
+CREATE TABLE session (
+  id INTEGER PRIMARY KEY, ino INTEGER NOT NULL, generation INTEGER NOT NULL,   -- generation: of the content it was based on
+  whole INTEGER NOT NULL,                          -- 1 = nothing of the earlier content shows through
+  base_limit INTEGER NOT NULL,                     -- bytes of the earlier content that may show through (shrinking truncates lower it)
+  frozen INTEGER NOT NULL,                         -- 1 = takes no more writes, waits for its seal
+  slot INTEGER,                                    -- its open slot
+  synced_size INTEGER,                             -- S1: bytes of a whole session known to be on disk; NULL = never synced
+  mode INTEGER,                                    -- the mode, if set-id bits were cleared by it
+  size INTEGER NOT NULL,                           -- with the times: of the committed content, put back by a void "lost"
+  mtime INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+  ctime INTEGER NOT NULL, ctime_ns INTEGER NOT NULL
+) STRICT;
+CREATE INDEX session_ino ON session (ino);
+CREATE TABLE chunk_file (
+  id INTEGER PRIMARY KEY,
+  name TEXT NOT NULL UNIQUE,                       -- relative to the state directory: chunks/xx/…, fetched/xx/…
+  bytes INTEGER NOT NULL,                          -- allocated on disk
+  mount INTEGER NOT NULL                           -- counter.mounts when it was sealed or fetched (S5)
+) STRICT;
+CREATE TABLE location (
+  chunk INTEGER NOT NULL, file INTEGER NOT NULL,
+  chunk_offset INTEGER NOT NULL,
+  length INTEGER NOT NULL,
+  file_offset INTEGER NOT NULL,
+  crc32c INTEGER NOT NULL,                         -- of exactly these bytes (S5)
+  PRIMARY KEY (chunk, file, chunk_offset)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX location_file ON location (file);
+CREATE TABLE orphan (manifest INTEGER PRIMARY KEY) STRICT;                      -- given up, its references are released in batches (D8)
+CREATE TABLE target (
+  bit INTEGER PRIMARY KEY,                         -- place in chunk.placed
+  uuid TEXT NOT NULL UNIQUE,                       -- T1; drawn here, written into tandemfs.json at first contact
+  name TEXT NOT NULL, uri TEXT NOT NULL,           -- as configured last; uri without secrets
+  initialised INTEGER NOT NULL,                    -- 1 = its tandemfs.json was written or seen: never again made anew (T1)
+  mode TEXT NOT NULL,                              -- follow | resync | blocked | fenced
+  reason TEXT,
+  base_seq INTEGER NOT NULL,                       -- S of the state it holds or resyncs to (T4, T5)
+  position INTEGER NOT NULL,                       -- highest seq put into a segment; all below too, except `deferred`
+  shipped_seq INTEGER NOT NULL,                    -- low water of confirmed segments and complete checkpoints (T2, T3)
+  n INTEGER NOT NULL,                              -- newest segment built
+  hash TEXT NOT NULL,                              -- its hash; '' before the first
+  confirmed_n INTEGER NOT NULL, confirmed_hash TEXT NOT NULL, confirmed_seq INTEGER NOT NULL,
+  epoch INTEGER NOT NULL, writer TEXT NOT NULL,    -- whose segments n and hash belong to
+  contact_epoch INTEGER NOT NULL,                  -- newest epoch whose writers/ file is on the target
+  segment_bytes INTEGER NOT NULL, segment_count INTEGER NOT NULL   -- since its last complete checkpoint
+) STRICT;
+CREATE TABLE deferred (bit INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (bit, seq)) STRICT, WITHOUT ROWID;
+CREATE TABLE segment (                                                          -- built, not yet confirmed (T2)
+  bit INTEGER NOT NULL, n INTEGER NOT NULL,
+  epoch INTEGER NOT NULL, writer TEXT NOT NULL,
+  body BLOB NOT NULL,
+  hash TEXT NOT NULL, seq_max INTEGER NOT NULL, low_water INTEGER NOT NULL,
+  PRIMARY KEY (bit, n)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE checkpoint (                                                       -- exported, or on a target (T3)
+  bit INTEGER NOT NULL, seq INTEGER NOT NULL, export TEXT NOT NULL,
+  replay_from INTEGER NOT NULL,
+  complete INTEGER NOT NULL,
+  bytes INTEGER NOT NULL,
+  PRIMARY KEY (bit, seq, export)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE deletion (bit INTEGER NOT NULL, chunk_hash BLOB NOT NULL, PRIMARY KEY (bit, chunk_hash)) STRICT, WITHOUT ROWID;

@@ -1,0 +1,487 @@
+//! The connection to SQLite: opening, transactions, snapshots, durability.
+//!
+//! Owns: pragmas, the writer lock, the pool of readers, the group sync of the WAL, its checkpoints, the counters.
+//! Does not own: any table's meaning.
+//!
+//! S8: the database and `-shm` files are never opened here (closing any descriptor of theirs would drop the process's
+//! POSIX locks on them); only `-wal` is, once, and held for life.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
+use tokio::sync::watch;
+
+use super::{Error, Result};
+use crate::clock::Timestamp;
+use crate::id::{Epoch, FilesystemId, InodeId, ManifestId, Seq, SessionId, WriterId};
+
+const SCHEMA: &str = include_str!("schema.sql");
+
+/// "TDFS": says to `file(1)` and to us whose database this is.
+pub const APPLICATION_ID: i32 = 0x5444_4653;
+/// Version of the local schema.
+pub const USER_VERSION: i32 = 1;
+/// Before 3.51.3 two checkpoints that raced could silently lose commits (the WAL-reset race).
+const SQLITE_VERSION_MIN: i32 = 3_051_003;
+/// Idle readers kept open; more are opened when needed and closed after.
+const READERS_IDLE_MAX: usize = 8;
+/// Pages in the WAL at which the checkpoint thread moves them into the database: 16 MiB.
+const CHECKPOINT_PAGES: i64 = 4096;
+
+/// How a store is opened.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Open without the right to change anything.
+    pub read_only: bool,
+}
+
+/// What a new filesystem starts from.
+#[derive(Debug, Clone)]
+pub struct Created {
+    pub filesystem: FilesystemId,
+    pub name: String,
+    /// Bytes; a power of two, 64 KiB … 64 MiB.
+    pub chunk_size: u64,
+    pub time: Timestamp,
+}
+
+/// The counters that transactions advance; a rolled back transaction leaves them as they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Counters {
+    seq: Seq,
+    next_inode: InodeId,
+    next_session: SessionId,
+    next_manifest: ManifestId,
+    next_cookie: u64,
+}
+
+struct Writer {
+    conn: Connection,
+    counters: Counters,
+}
+
+impl Writer {
+    fn transact<T>(&mut self, body: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, Counters, bool)> {
+        let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut tx = Tx { tx, counters: self.counters, chunks_added: false };
+        let value = body(&mut tx)?;
+        let Tx { tx, counters: after, chunks_added } = tx;
+        if after != self.counters {
+            tx.prepare_cached(
+                "UPDATE counter SET seq = ?1, next_inode = ?2, next_session = ?3, next_manifest = ?4, next_cookie = ?5",
+            )?
+            .execute(params![
+                after.seq,
+                after.next_inode,
+                after.next_session,
+                after.next_manifest,
+                after.next_cookie as i64
+            ])?;
+        }
+        tx.commit()?;
+        Ok((value, after, chunks_added))
+    }
+}
+
+/// The metadata store. Shared by reference; all methods take `&self`.
+pub struct Meta {
+    path: PathBuf,
+    writer: Mutex<Writer>,
+    readers: Mutex<Vec<Connection>>,
+    wal: Wal,
+    head: watch::Sender<Seq>,
+    chunks: watch::Sender<u64>,
+}
+
+/// Group sync of the write-ahead log: all waiters of a moment share one `fdatasync`.
+struct Wal {
+    file: Option<File>,
+    /// Number of commits so far: read before an fdatasync, it says what that sync covers (S1).
+    commits: AtomicU64,
+    state: Mutex<WalState>,
+    synced: Condvar,
+    latched: AtomicBool,
+}
+
+#[derive(Default)]
+struct WalState {
+    synced: u64,
+    syncing: bool,
+}
+
+/// A write transaction: changes to the tables and their journal records, all or nothing.
+pub struct Tx<'a> {
+    tx: Transaction<'a>,
+    counters: Counters,
+    chunks_added: bool,
+}
+
+impl Meta {
+    /// Creates the store of a new filesystem at `path`; nothing may exist there.
+    pub fn create(path: &Path, created: &Created) -> Result<Meta> {
+        let conn = Connection::open(path)?;
+        configure(&conn)?;
+        conn.pragma_update(None, "application_id", APPLICATION_ID)?;
+        conn.pragma_update(None, "user_version", USER_VERSION)?;
+        let tx = conn.unchecked_transaction()?;
+        tx.execute_batch(SCHEMA)?;
+        for (key, value) in [
+            ("filesystem", created.filesystem.to_string()),
+            ("name", created.name.clone()),
+            ("created", crate::format::utc(created.time)),
+        ] {
+            tx.execute("INSERT INTO filesystem (key, value) VALUES (?1, ?2)", params![key, value])?;
+        }
+        tx.execute("INSERT INTO filesystem (key, value) VALUES ('chunk_size', ?1)", [created.chunk_size as i64])?;
+        tx.execute("INSERT INTO counter VALUES (1, 0, 2, 1, 1, 1, 0, '00000000', '', 0)", [])?;
+        tx.commit()?;
+        drop(conn);
+        Meta::open(path, &Options::default())
+    }
+
+    /// Opens the store at `path`.
+    pub fn open(path: &Path, options: &Options) -> Result<Meta> {
+        let version = rusqlite::version_number();
+        if version < SQLITE_VERSION_MIN {
+            return Err(Error::Damaged(format!(
+                "SQLite {version} is older than {SQLITE_VERSION_MIN} and may lose commits"
+            )));
+        }
+        let conn = if options.read_only {
+            reader(path)?
+        } else {
+            let conn =
+                Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+            configure(&conn)?;
+            conn
+        };
+        let application_id: i32 = conn.pragma_query_value(None, "application_id", |row| row.get(0))?;
+        let user_version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if (application_id, user_version) != (APPLICATION_ID, USER_VERSION) {
+            return Err(Error::Damaged(format!(
+                "{} is not a metadata store of this version (application id {application_id:#x}, version {user_version})",
+                path.display()
+            )));
+        }
+        let counters = read_counters(&conn)?;
+        let wal_path = PathBuf::from(format!("{}-wal", path.display()));
+        let wal = match File::open(&wal_path) {
+            Ok(file) => Some(file),
+            Err(e) if options.read_only && e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(source) => return Err(Error::Io { what: format!("open {}", wal_path.display()), source }),
+        };
+        Ok(Meta {
+            path: path.to_owned(),
+            head: watch::Sender::new(counters.seq),
+            chunks: watch::Sender::new(0),
+            writer: Mutex::new(Writer { conn, counters }),
+            readers: Mutex::new(Vec::new()),
+            wal: Wal {
+                file: wal,
+                commits: AtomicU64::new(0),
+                state: Mutex::default(),
+                synced: Condvar::new(),
+                latched: AtomicBool::new(false),
+            },
+        })
+    }
+
+    /// Runs `body` in one write transaction. An error rolls everything back, counters too.
+    pub fn write<T>(&self, body: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<T> {
+        if self.wal.latched.load(Ordering::Acquire) {
+            return Err(Error::Latched);
+        }
+        let mut writer = self.writer.lock();
+        let (value, after, chunks_added) = writer.transact(body)?;
+        let grown = after.seq != writer.counters.seq;
+        writer.counters = after;
+        self.wal.commits.fetch_add(1, Ordering::Release);
+        drop(writer);
+        if grown {
+            self.head.send_replace(after.seq);
+        }
+        if chunks_added {
+            self.chunks.send_modify(|count| *count += 1);
+        }
+        Ok(value)
+    }
+
+    /// Runs `body` on a snapshot. Keep it short: a long reader lets the WAL grow (D8: ≤ 100 ms, except the export).
+    pub fn read<T>(&self, body: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+        let idle = self.readers.lock().pop();
+        let conn = match idle {
+            Some(conn) => conn,
+            None => reader(&self.path)?,
+        };
+        let tx = conn.unchecked_transaction()?;
+        let value = body(&tx);
+        drop(tx);
+        let mut readers = self.readers.lock();
+        if readers.len() < READERS_IDLE_MAX {
+            readers.push(conn);
+        }
+        value
+    }
+
+    /// Waits until everything committed before this call survives a power cut. Waiters of the same moment share one sync.
+    pub fn sync(&self) -> Result<()> {
+        let wanted = self.wal.commits.load(Ordering::Acquire);
+        let mut state = self.wal.state.lock();
+        loop {
+            if self.wal.latched.load(Ordering::Acquire) {
+                return Err(Error::Latched);
+            }
+            if state.synced >= wanted {
+                return Ok(());
+            }
+            if state.syncing {
+                self.wal.synced.wait(&mut state);
+                continue;
+            }
+            state.syncing = true;
+            let covered = self.wal.commits.load(Ordering::Acquire);
+            let result = MutexGuard::unlocked(&mut state, || match &self.wal.file {
+                Some(file) => file.sync_data(),
+                None => Ok(()),
+            });
+            state.syncing = false;
+            match result {
+                Ok(()) => state.synced = state.synced.max(covered),
+                Err(error) => {
+                    // What is on disk is unknown now; a second fdatasync would report success for pages that were dropped.
+                    tracing::error!(%error, "sync of the metadata log failed: nothing more is acknowledged until remount");
+                    self.wal.latched.store(true, Ordering::Release);
+                }
+            }
+            self.wal.synced.notify_all();
+        }
+    }
+
+    /// Moves the WAL into the database when it has grown; for a thread of its own, as it syncs. Returns true if it did.
+    pub fn checkpoint_wal(&self) -> Result<bool> {
+        let pages = self.wal.file.as_ref().and_then(|wal| wal.metadata().ok()).map_or(0, |m| m.len() as i64 / 4096);
+        if pages < CHECKPOINT_PAGES {
+            return Ok(false);
+        }
+        let conn = Connection::open_with_flags(
+            &self.path,
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?;
+        configure(&conn)?;
+        // PASSIVE never makes the foreground wait; the log is reused from its start once all of it is in the database.
+        conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        Ok(true)
+    }
+
+    /// The newest place in the journal, as of the last commit.
+    pub fn head(&self) -> Seq {
+        *self.head.borrow()
+    }
+
+    /// Tells of each growth of the journal.
+    pub fn watch_head(&self) -> watch::Receiver<Seq> {
+        self.head.subscribe()
+    }
+
+    /// Tells of each commit that added chunks to be placed.
+    pub fn watch_chunks(&self) -> watch::Receiver<u64> {
+        self.chunks.subscribe()
+    }
+
+    /// A value of the table `filesystem`.
+    pub fn filesystem_text(&self, key: &str) -> Result<String> {
+        self.read(|conn| Ok(conn.query_row("SELECT value FROM filesystem WHERE key = ?1", [key], |row| row.get(0))?))
+    }
+
+    /// The id of the filesystem.
+    pub fn filesystem(&self) -> Result<FilesystemId> {
+        self.read(|conn| {
+            Ok(conn.query_row("SELECT value FROM filesystem WHERE key = 'filesystem'", [], |row| row.get(0))?)
+        })
+    }
+
+    /// Bytes of a full chunk.
+    pub fn chunk_size(&self) -> Result<u64> {
+        self.read(|conn| {
+            let size: i64 =
+                conn.query_row("SELECT value FROM filesystem WHERE key = 'chunk_size'", [], |row| row.get(0))?;
+            u64::try_from(size).map_err(|_| Error::Damaged(format!("chunk size {size}")))
+        })
+    }
+
+    /// Epoch and writer of the newest mount, and how many mounts there were.
+    pub fn writer_identity(&self) -> Result<(Epoch, WriterId, u64)> {
+        self.read(|conn| {
+            Ok(conn.query_row("SELECT epoch, writer, mounts FROM counter", [], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get::<_, i64>(2)? as u64))
+            })?)
+        })
+    }
+
+    /// The file of the store.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl<'a> Tx<'a> {
+    /// The connection, for the domain transactions of this module.
+    pub(crate) fn conn(&self) -> &Connection {
+        &self.tx
+    }
+
+    /// The newest place taken, by this transaction too.
+    pub fn head(&self) -> Seq {
+        self.counters.seq
+    }
+
+    pub(crate) fn next_seq(&mut self) -> Seq {
+        self.counters.seq = self.counters.seq.next();
+        self.counters.seq
+    }
+
+    pub(crate) fn next_inode(&mut self) -> InodeId {
+        let ino = self.counters.next_inode;
+        self.counters.next_inode = InodeId(ino.0 + 1);
+        ino
+    }
+
+    pub(crate) fn next_session(&mut self) -> SessionId {
+        let id = self.counters.next_session;
+        self.counters.next_session = SessionId(id.0 + 1);
+        id
+    }
+
+    pub(crate) fn next_manifest(&mut self) -> ManifestId {
+        let id = self.counters.next_manifest;
+        self.counters.next_manifest = ManifestId(id.0 + 1);
+        id
+    }
+
+    /// The readdir position of a new name.
+    pub(crate) fn next_cookie(&mut self) -> i64 {
+        let cookie = self.counters.next_cookie;
+        self.counters.next_cookie += 1;
+        cookie as i64
+    }
+
+    /// Continues history after `seq`, for replay of records that another state directory wrote.
+    pub(crate) fn set_counters(&mut self, seq: Seq, next_inode: InodeId) {
+        self.counters.seq = seq;
+        self.counters.next_inode = next_inode;
+    }
+
+    /// Tells the uploaders, once committed, that there are new chunks.
+    pub(crate) fn chunks_added(&mut self) {
+        self.chunks_added = true;
+    }
+}
+
+fn configure(conn: &Connection) -> Result<()> {
+    conn.busy_timeout(std::time::Duration::from_secs(30))?;
+    conn.pragma_update(None, "journal_mode", "WAL")?;
+    // A commit writes the WAL without syncing it; durability is `Meta::sync`.
+    conn.pragma_update(None, "synchronous", "NORMAL")?;
+    conn.pragma_update(None, "wal_autocheckpoint", 0)?;
+    conn.pragma_update(None, "cache_size", -16 * 1024)?;
+    conn.pragma_update(None, "temp_store", "MEMORY")?;
+    persist_wal(conn)?;
+    conn.set_prepared_statement_cache_capacity(256);
+    Ok(())
+}
+
+/// Keeps the `-wal` file when the last connection closes, so that our descriptor of it stays the log (S8).
+fn persist_wal(conn: &Connection) -> Result<()> {
+    let mut on: libc::c_int = 1;
+    // SAFETY: the handle is valid while `conn` lives, and SQLITE_FCNTL_PERSIST_WAL takes a pointer to an int.
+    let code = unsafe {
+        rusqlite::ffi::sqlite3_file_control(
+            conn.handle(),
+            c"main".as_ptr(),
+            rusqlite::ffi::SQLITE_FCNTL_PERSIST_WAL,
+            (&raw mut on).cast(),
+        )
+    };
+    match code {
+        rusqlite::ffi::SQLITE_OK => Ok(()),
+        code => Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None).into()),
+    }
+}
+
+fn reader(path: &Path) -> Result<Connection> {
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.busy_timeout(std::time::Duration::from_secs(30))?;
+    conn.pragma_update(None, "cache_size", -4 * 1024)?;
+    conn.set_prepared_statement_cache_capacity(64);
+    Ok(conn)
+}
+
+fn read_counters(conn: &Connection) -> Result<Counters> {
+    Ok(conn.query_row("SELECT seq, next_inode, next_session, next_manifest, next_cookie FROM counter", [], |row| {
+        Ok(Counters {
+            seq: row.get(0)?,
+            next_inode: row.get(1)?,
+            next_session: row.get(2)?,
+            next_manifest: row.get(3)?,
+            next_cookie: row.get::<_, i64>(4)? as u64,
+        })
+    })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Meta) {
+        let dir = tempfile::tempdir().unwrap();
+        let created = Created {
+            filesystem: FilesystemId::random(),
+            name: "t".into(),
+            chunk_size: 1 << 22,
+            time: Timestamp::EPOCH,
+        };
+        let meta = Meta::create(&dir.path().join("meta.sqlite"), &created).unwrap();
+        (dir, meta)
+    }
+
+    #[test]
+    fn a_failed_transaction_leaves_counters_and_tables_as_they_were() {
+        let (_dir, meta) = store();
+        let refused: Result<()> = meta.write(|tx| {
+            tx.next_inode();
+            tx.append(&crate::format::record::Change::Removexattr {
+                ino: InodeId(1),
+                name: vec![1],
+                ctime: Timestamp::EPOCH,
+            })?;
+            Err(rustix::io::Errno::NOENT.into())
+        });
+        assert!(matches!(refused, Err(Error::Refused(rustix::io::Errno::NOENT))));
+        assert_eq!(meta.head(), Seq::ZERO);
+        let ino = meta.write(|tx| Ok(tx.next_inode())).unwrap();
+        assert_eq!(ino, InodeId(2));
+        let rows: i64 =
+            meta.read(|conn| Ok(conn.query_row("SELECT count(*) FROM journal", [], |r| r.get(0))?)).unwrap();
+        assert_eq!(rows, 0);
+    }
+
+    #[test]
+    fn counters_survive_reopening() {
+        let (dir, meta) = store();
+        meta.write(|tx| Ok(tx.next_inode())).unwrap();
+        meta.sync().unwrap();
+        drop(meta);
+        let meta = Meta::open(&dir.path().join("meta.sqlite"), &Options::default()).unwrap();
+        assert_eq!(meta.write(|tx| Ok(tx.next_inode())).unwrap(), InodeId(3));
+    }
+
+    #[test]
+    fn the_log_is_kept_on_close() {
+        let (dir, meta) = store();
+        drop(meta);
+        assert!(dir.path().join("meta.sqlite-wal").exists());
+    }
+}
