@@ -16,3 +16,5 @@ pub mod format;
 pub mod meta;
 pub mod target;
 pub mod write;
+
+pub mod control;
