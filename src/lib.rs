@@ -14,6 +14,7 @@ pub mod id;
 
 pub mod format;
 pub mod meta;
+pub mod replication;
 pub mod target;
 pub mod write;
 

@@ -118,6 +118,11 @@ CREATE TABLE target (
   contact_epoch INTEGER NOT NULL,                  -- newest epoch whose writers/ file is on the target
   segment_bytes INTEGER NOT NULL, segment_count INTEGER NOT NULL   -- since its last complete checkpoint
 ) STRICT;
+CREATE TABLE tally (                                                            -- sums kept by the transactions that change them (D8)
+  bit INTEGER PRIMARY KEY,                         -- of a target
+  pending_chunks INTEGER NOT NULL, pending_bytes INTEGER NOT NULL,   -- chunks with incomplete = 1 that lack its bit
+  placed_chunks INTEGER NOT NULL, placed_bytes INTEGER NOT NULL      -- chunks with its bit
+) STRICT;
 CREATE TABLE deferred (bit INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (bit, seq)) STRICT, WITHOUT ROWID;
 CREATE TABLE segment (                                                          -- built, not yet confirmed (T2)
   bit INTEGER NOT NULL, n INTEGER NOT NULL,

@@ -1,0 +1,11 @@
+//! Everything that brings the filesystem to its targets: chunks first, then the journal that names them.
+//!
+//! Owns: which object goes to which target when, with what retries; confirmations; segments and checkpoints.
+//! Does not own: the transfer itself (`target`), the rows (`meta`), the bytes on a target (`format`).
+//!
+//! ```text
+//! meta (chunk_todo) ──▶ planner (pure) ──effects──▶ driver ──▶ upload ──▶ target
+//!                          ▲───────────events──────────┘         └─▶ placement bits ──▶ shipper ──▶ segments
+//! ```
+
+pub mod gate;
