@@ -18,8 +18,11 @@
 pub(crate) mod extent;
 pub mod inode;
 pub mod journal;
+pub mod session;
 pub mod slot;
 mod store;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use store::{Created, Meta, Options, Tx};
 

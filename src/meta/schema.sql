@@ -36,6 +36,7 @@ CREATE TABLE chunk (
   incomplete INTEGER NOT NULL                      -- local: 1 until every following target has its bit (T6)
 ) STRICT;
 CREATE INDEX chunk_todo ON chunk (id) WHERE incomplete = 1;
+CREATE INDEX chunk_dead ON chunk (dead_seq) WHERE dead_seq IS NOT NULL;
 CREATE TABLE extent (
   manifest INTEGER NOT NULL, offset INTEGER NOT NULL,
   length INTEGER NOT NULL,
@@ -58,7 +59,7 @@ CREATE INDEX slot_ino ON slot (ino);
 CREATE TABLE counter (
   id INTEGER PRIMARY KEY CHECK (id = 1),
   seq INTEGER NOT NULL,                            -- journal head
-  next_inode INTEGER NOT NULL, next_session INTEGER NOT NULL, next_manifest INTEGER NOT NULL,
+  next_inode INTEGER NOT NULL, next_manifest INTEGER NOT NULL,
   next_cookie INTEGER NOT NULL,
   epoch INTEGER NOT NULL,                          -- of the newest mount
   writer TEXT NOT NULL,
@@ -76,10 +77,8 @@ CREATE TABLE session (
   id INTEGER PRIMARY KEY, ino INTEGER NOT NULL, generation INTEGER NOT NULL,   -- generation: of the content it was based on
   whole INTEGER NOT NULL,                          -- 1 = nothing of the earlier content shows through
   base_limit INTEGER NOT NULL,                     -- bytes of the earlier content that may show through (shrinking truncates lower it)
-  frozen INTEGER NOT NULL,                         -- 1 = takes no more writes, waits for its seal
   slot INTEGER,                                    -- its open slot
   synced_size INTEGER,                             -- S1: bytes of a whole session known to be on disk; NULL = never synced
-  mode INTEGER,                                    -- the mode, if set-id bits were cleared by it
   size INTEGER NOT NULL,                           -- with the times: of the committed content, put back by a void "lost"
   mtime INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
   ctime INTEGER NOT NULL, ctime_ns INTEGER NOT NULL

@@ -1,18 +1,41 @@
 //! Slots: the places that content changes take in history before their bytes are sealed (O1).
 //!
-//! Owns: reserving, renewing, moving and voiding a slot, and the units these make (O6).
+//! Owns: reserving, renewing, moving and voiding a slot, the row of the session that holds it, and the units these make (O6).
 //! Does not own: filling one (`meta::commit`), deciding when a slot is due (`write`).
+//!
+//! ```text
+//!            ┌──renew: no other record of the inode came after──┐
+//!            ▼                                                  │
+//! none ──▶ open at s ──another record of the inode came──▶ Void(moved) at s, open at s' > s
+//!            ├──seal committed──▶ Content at s
+//!            └──last name gone──▶ Void(unlinked); power cut before any sync ──▶ Void(lost)
+//! ```
+//!
+//! Records from the place where a slot was first taken to the journal head at its last renewal are one *unit* (O6): its
+//! bytes may be younger than the records in between, so they reach a target together or not at all.
 
+use rusqlite::{OptionalExtension, params};
+
+use super::inode::{Inode, timestamp};
+use super::journal::{self, Kind};
+use super::{Error, Result, Tx};
 use crate::clock::Timestamp;
-use crate::id::{InodeId, Seq, SessionId};
-
-use super::{Result, Tx};
+use crate::format::record::{Change, VoidReason};
+use crate::id::{Generation, InodeId, Seq, SessionId};
 
 /// A dirty session asks for its place in history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlotRequest {
     pub ino: InodeId,
     pub session: SessionId,
+    /// Generation of the content that the session was based on.
+    pub base: Generation,
+    /// Nothing of the earlier content shows through.
+    pub whole: bool,
+    /// Bytes of the earlier content that may show through.
+    pub base_limit: u64,
+    /// Bytes of a whole session known to be on disk (S1).
+    pub synced_size: Option<u64>,
     /// Bytes of the file now.
     pub size: u64,
     pub mtime: Timestamp,
@@ -21,18 +44,304 @@ pub struct SlotRequest {
     pub fsynced: bool,
 }
 
+/// An open slot's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    pub seq: Seq,
+    pub ino: InodeId,
+    pub generation: Generation,
+    pub session: SessionId,
+    /// Where the session's slot was first taken.
+    pub first_seq: Seq,
+    pub fsynced: bool,
+    /// What the content record will carry.
+    pub size: u64,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+}
+
 impl Tx<'_> {
     /// Takes, renews or moves the slot of a dirty session, and writes size and times into the inode's row.
     /// An inode without a name takes none: `None`.
     pub fn reserve_slot(&mut self, request: &SlotRequest) -> Result<Option<Seq>> {
-        let _ = request;
-        todo!()
+        let Some(mut inode) = Inode::find(self.conn(), request.ino)? else { return Ok(None) };
+        if inode.nlink == 0 {
+            return Ok(None);
+        }
+        let held = self.slot_of(request.session)?;
+        let seq = match held {
+            Some(held) if inode.last_seq <= held.seq => self.renew(&held, request)?,
+            Some(held) => self.take(request, &mut inode, Some(&held))?,
+            None => {
+                self.store_session(request, &inode)?;
+                self.take(request, &mut inode, None)?
+            }
+        };
+        let first = held.map_or(seq, |held| held.first_seq);
+        self.extend_unit(first, self.head().max(seq))?;
+        self.conn()
+            .prepare_cached(
+                "UPDATE session SET slot = ?2, whole = ?3, base_limit = ?4, synced_size = ?5 WHERE id = ?1",
+            )?
+            .execute(params![
+                request.session,
+                seq,
+                request.whole,
+                request.base_limit as i64,
+                request.synced_size.map(|size| size as i64)
+            ])?;
+        inode.size = request.size;
+        inode.mtime = request.mtime;
+        inode.ctime = request.ctime;
+        inode.update(self)?;
+        Ok(Some(seq))
     }
 
     /// Voids the open slots of an inode that has just lost its last name, in the transaction of that unlink, as one unit
     /// with it, and gives up its sessions: without a name no content of it will ever be needed on a target.
     pub fn void_slots_of_unnamed(&mut self, ino: InodeId, unlink: Seq) -> Result<()> {
-        let _ = (ino, unlink);
-        todo!()
+        for slot in self.slots_of(ino)? {
+            self.end_slot(&slot, &Change::Void { ino, generation: slot.generation, why: VoidReason::Unlinked })?;
+            self.extend_unit(slot.first_seq, unlink)?;
+        }
+        self.conn().prepare_cached("DELETE FROM session WHERE ino = ?1")?.execute([ino])?;
+        Ok(())
+    }
+
+    /// Voids the slot of a session whose bytes a power cut took before any sync (S6): the generation before it stays, and
+    /// its size and times come back unless a later slot of the inode stands.
+    pub fn void_lost(&mut self, session: SessionId) -> Result<()> {
+        let Some(slot) = self.slot_of(session)? else { return Ok(()) };
+        let committed = self
+            .conn()
+            .prepare_cached("SELECT size, mtime, mtime_ns, ctime, ctime_ns FROM session WHERE id = ?1")?
+            .query_row([session], |row| Ok((row.get::<_, i64>(0)? as u64, timestamp(row, 1)?, timestamp(row, 3)?)))?;
+        let (size, mtime, ctime) = committed;
+        let why = VoidReason::Lost { size, mtime, ctime };
+        self.end_slot(&slot, &Change::Void { ino: slot.ino, generation: slot.generation, why })?;
+        if self.slots_of(slot.ino)?.is_empty() {
+            let mut inode = Inode::get(self.conn(), slot.ino)?;
+            (inode.size, inode.mtime, inode.ctime) = committed;
+            inode.update(self)?;
+        }
+        self.delete_session(session)
+    }
+
+    /// Fills the slot's place in the journal and removes its row.
+    pub(crate) fn end_slot(&mut self, slot: &Slot, change: &Change) -> Result<()> {
+        let filled = self
+            .conn()
+            .prepare_cached("UPDATE journal SET body = ?2 WHERE seq = ?1 AND body IS NULL")?
+            .execute(params![slot.seq, journal::encode(change)])?;
+        if filled != 1 {
+            return Err(Error::Damaged(format!(
+                "slot {} of inode {} has no open place in the journal",
+                slot.seq, slot.ino
+            )));
+        }
+        self.conn().prepare_cached("DELETE FROM slot WHERE seq = ?1")?.execute([slot.seq])?;
+        Ok(())
+    }
+
+    /// The open slot of a session.
+    pub(crate) fn slot_of(&self, session: SessionId) -> Result<Option<Slot>> {
+        let seq: Option<Seq> = self
+            .conn()
+            .prepare_cached("SELECT slot FROM session WHERE id = ?1")?
+            .query_row([session], |row| row.get(0))
+            .optional()?
+            .flatten();
+        let Some(seq) = seq else { return Ok(None) };
+        let slot = self
+            .conn()
+            .prepare_cached(
+                "SELECT seq, ino, generation, session, first_seq, fsynced, size, mtime, mtime_ns, ctime, ctime_ns \
+                 FROM slot WHERE seq = ?1",
+            )?
+            .query_row([seq], slot_row)
+            .optional()?;
+        match slot {
+            Some(slot) if slot.session == session => Ok(Some(slot)),
+            _ => Err(Error::Damaged(format!("session {session} names slot {seq}, which is not its own"))),
+        }
+    }
+
+    fn slots_of(&self, ino: InodeId) -> Result<Vec<Slot>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT seq, ino, generation, session, first_seq, fsynced, size, mtime, mtime_ns, ctime, ctime_ns \
+             FROM slot WHERE ino = ?1 ORDER BY seq",
+        )?;
+        let slots = statement.query_map([ino], slot_row)?.collect::<rusqlite::Result<_>>()?;
+        Ok(slots)
+    }
+
+    fn renew(&mut self, held: &Slot, request: &SlotRequest) -> Result<Seq> {
+        self.conn()
+            .prepare_cached(
+                "UPDATE slot SET head = ?2, fsynced = fsynced OR ?3, size = ?4, mtime = ?5, mtime_ns = ?6, ctime = ?7, \
+                 ctime_ns = ?8 WHERE seq = ?1",
+            )?
+            .execute(params![
+                held.seq,
+                self.head(),
+                request.fsynced,
+                request.size as i64,
+                request.mtime.secs(),
+                request.mtime.nanos(),
+                request.ctime.secs(),
+                request.ctime.nanos()
+            ])?;
+        Ok(held.seq)
+    }
+
+    /// Takes a new place; the one that was held becomes void.
+    fn take(&mut self, request: &SlotRequest, inode: &mut Inode, held: Option<&Slot>) -> Result<Seq> {
+        if let Some(held) = held {
+            let change = Change::Void { ino: held.ino, generation: held.generation, why: VoidReason::Moved };
+            self.end_slot(held, &change)?;
+        }
+        let seq = self.next_seq();
+        inode.generation = inode.generation.next();
+        inode.last_seq = seq;
+        self.conn()
+            .prepare_cached("INSERT INTO journal (seq, kind, ino, body) VALUES (?1, ?2, ?3, NULL)")?
+            .execute(params![seq, Kind::Content as i64, request.ino])?;
+        self.conn()
+            .prepare_cached("INSERT INTO slot VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)")?
+            .execute(params![
+                seq,
+                request.ino,
+                inode.generation,
+                request.session,
+                held.map_or(seq, |held| held.first_seq),
+                seq,
+                request.fsynced || held.is_some_and(|held| held.fsynced),
+                request.size as i64,
+                request.mtime.secs(),
+                request.mtime.nanos(),
+                request.ctime.secs(),
+                request.ctime.nanos()
+            ])?;
+        Ok(seq)
+    }
+
+    /// Joins the records `first` … `last` into one unit; a single record is one by itself.
+    pub(crate) fn extend_unit(&mut self, first: Seq, last: Seq) -> Result<()> {
+        if last > first {
+            self.conn()
+                .prepare_cached(
+                    "INSERT INTO unit (first, last) VALUES (?1, ?2) ON CONFLICT (first) DO UPDATE SET last = max(last, ?2)",
+                )?
+                .execute(params![first, last])?;
+        }
+        Ok(())
+    }
+}
+
+fn slot_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Slot> {
+    Ok(Slot {
+        seq: row.get(0)?,
+        ino: row.get(1)?,
+        generation: row.get(2)?,
+        session: row.get(3)?,
+        first_seq: row.get(4)?,
+        fsynced: row.get(5)?,
+        size: row.get::<_, i64>(6)? as u64,
+        mtime: timestamp(row, 7)?,
+        ctime: timestamp(row, 9)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::testing::{file, slot_request, store};
+
+    fn record(tx: &Tx<'_>, seq: Seq) -> Option<Change> {
+        let body: Option<Vec<u8>> =
+            tx.conn().query_row("SELECT body FROM journal WHERE seq = ?1", [seq], |row| row.get(0)).unwrap();
+        body.map(|body| journal::decode(seq, &body).unwrap().change)
+    }
+
+    fn units(tx: &Tx<'_>) -> Vec<(Seq, Seq)> {
+        let mut statement = tx.conn().prepare("SELECT first, last FROM unit ORDER BY first").unwrap();
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        rows.collect::<rusqlite::Result<_>>().unwrap()
+    }
+
+    fn other_record(tx: &mut Tx<'_>, ino: InodeId) -> Seq {
+        let seq = tx.append(&Change::Removexattr { ino, name: b"user.k".to_vec(), ctime: Timestamp::EPOCH }).unwrap();
+        let mut inode = Inode::get(tx.conn(), ino).unwrap();
+        inode.last_seq = seq;
+        inode.update(tx).unwrap();
+        seq
+    }
+
+    #[test]
+    fn a_later_flush_renews_the_slot_in_place_and_makes_a_unit_to_the_head() {
+        let (_dir, meta) = store();
+        meta.write(|tx| {
+            let ino = file(tx, b"a");
+            let other = file(tx, b"b");
+            let first = tx.reserve_slot(&slot_request(ino, 1, 10))?.unwrap();
+            let passed = other_record(tx, other);
+            assert_eq!(tx.reserve_slot(&slot_request(ino, 1, 20))?, Some(first));
+            assert_eq!(Inode::get(tx.conn(), ino)?.size, 20);
+            assert_eq!(units(tx), [(first, passed)], "its bytes may be younger than what came between");
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_slot_moves_when_another_record_of_its_inode_came_after_it() {
+        let (_dir, meta) = store();
+        meta.write(|tx| {
+            let ino = file(tx, b"a");
+            let first = tx.reserve_slot(&slot_request(ino, 1, 10))?.unwrap();
+            other_record(tx, ino);
+            let moved = tx.reserve_slot(&slot_request(ino, 1, 20))?.unwrap();
+            assert!(moved > first);
+            assert!(matches!(record(tx, first), Some(Change::Void { why: VoidReason::Moved, .. })));
+            assert_eq!(record(tx, moved), None, "the new place is open");
+            assert_eq!(units(tx), [(first, moved)]);
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn an_inode_without_a_name_takes_no_slot_and_its_open_one_is_void_with_the_unlink() {
+        let (_dir, meta) = store();
+        meta.write(|tx| {
+            let ino = file(tx, b"a");
+            let slot = tx.reserve_slot(&slot_request(ino, 1, 10))?.unwrap();
+            let unlink = other_record(tx, ino);
+            let mut inode = Inode::get(tx.conn(), ino)?;
+            inode.nlink = 0;
+            inode.update(tx)?;
+            tx.void_slots_of_unnamed(ino, unlink)?;
+            assert!(matches!(record(tx, slot), Some(Change::Void { why: VoidReason::Unlinked, .. })));
+            assert_eq!(units(tx), [(slot, unlink)]);
+            assert_eq!(tx.reserve_slot(&slot_request(ino, 2, 10))?, None);
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_lost_slot_puts_the_committed_size_and_times_back() {
+        let (_dir, meta) = store();
+        meta.write(|tx| {
+            let ino = file(tx, b"a");
+            let before = Inode::get(tx.conn(), ino)?;
+            let slot = tx.reserve_slot(&slot_request(ino, 1, 10))?.unwrap();
+            tx.void_lost(SessionId(1))?;
+            assert!(matches!(record(tx, slot), Some(Change::Void { why: VoidReason::Lost { size: 0, .. }, .. })));
+            let after = Inode::get(tx.conn(), ino)?;
+            assert_eq!((after.size, after.mtime, after.ctime), (before.size, before.mtime, before.ctime));
+            Ok(())
+        })
+        .unwrap();
     }
 }

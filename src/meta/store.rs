@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::{Error, Result};
 use crate::clock::Timestamp;
-use crate::id::{Epoch, FilesystemId, InodeId, ManifestId, Seq, SessionId, WriterId};
+use crate::id::{Epoch, FilesystemId, InodeId, ManifestId, Seq, WriterId};
 
 const SCHEMA: &str = include_str!("schema.sql");
 
@@ -53,7 +53,6 @@ pub struct Created {
 struct Counters {
     seq: Seq,
     next_inode: InodeId,
-    next_session: SessionId,
     next_manifest: ManifestId,
     next_cookie: u64,
 }
@@ -70,16 +69,8 @@ impl Writer {
         let value = body(&mut tx)?;
         let Tx { tx, counters: after, chunks_added } = tx;
         if after != self.counters {
-            tx.prepare_cached(
-                "UPDATE counter SET seq = ?1, next_inode = ?2, next_session = ?3, next_manifest = ?4, next_cookie = ?5",
-            )?
-            .execute(params![
-                after.seq,
-                after.next_inode,
-                after.next_session,
-                after.next_manifest,
-                after.next_cookie as i64
-            ])?;
+            tx.prepare_cached("UPDATE counter SET seq = ?1, next_inode = ?2, next_manifest = ?3, next_cookie = ?4")?
+                .execute(params![after.seq, after.next_inode, after.next_manifest, after.next_cookie as i64])?;
         }
         tx.commit()?;
         Ok((value, after, chunks_added))
@@ -136,7 +127,7 @@ impl Meta {
             tx.execute("INSERT INTO filesystem (key, value) VALUES (?1, ?2)", params![key, value])?;
         }
         tx.execute("INSERT INTO filesystem (key, value) VALUES ('chunk_size', ?1)", [created.chunk_size as i64])?;
-        tx.execute("INSERT INTO counter VALUES (1, 0, 2, 1, 1, 1, 0, '00000000', '', 0)", [])?;
+        tx.execute("INSERT INTO counter VALUES (1, 0, 2, 1, 1, 0, '00000000', '', 0)", [])?;
         tx.commit()?;
         drop(conn);
         Meta::open(path, &Options::default())
@@ -349,12 +340,6 @@ impl<'a> Tx<'a> {
         ino
     }
 
-    pub(crate) fn next_session(&mut self) -> SessionId {
-        let id = self.counters.next_session;
-        self.counters.next_session = SessionId(id.0 + 1);
-        id
-    }
-
     pub(crate) fn next_manifest(&mut self) -> ManifestId {
         let id = self.counters.next_manifest;
         self.counters.next_manifest = ManifestId(id.0 + 1);
@@ -420,13 +405,12 @@ fn reader(path: &Path) -> Result<Connection> {
 }
 
 fn read_counters(conn: &Connection) -> Result<Counters> {
-    Ok(conn.query_row("SELECT seq, next_inode, next_session, next_manifest, next_cookie FROM counter", [], |row| {
+    Ok(conn.query_row("SELECT seq, next_inode, next_manifest, next_cookie FROM counter", [], |row| {
         Ok(Counters {
             seq: row.get(0)?,
             next_inode: row.get(1)?,
-            next_session: row.get(2)?,
-            next_manifest: row.get(3)?,
-            next_cookie: row.get::<_, i64>(4)? as u64,
+            next_manifest: row.get(2)?,
+            next_cookie: row.get::<_, i64>(3)? as u64,
         })
     })?)
 }
