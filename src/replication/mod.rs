@@ -8,4 +8,5 @@
 //!                          ▲───────────events──────────┘         └─▶ placement bits ──▶ shipper ──▶ segments
 //! ```
 
+pub mod conflicts;
 pub mod gate;
