@@ -12,6 +12,7 @@
 pub mod clock;
 pub mod id;
 
+pub mod chunk;
 pub mod format;
 pub mod meta;
 pub mod replication;

@@ -3,6 +3,8 @@
 //! Owns: sessions, their staged chunk files and ranges, slots being due, sealing, gathering, committing.
 //! Does not own: names (`vfs`), rows (`meta`), uploads (`replication`).
 
+pub mod ranges;
+
 use std::sync::Arc;
 
 use crate::clock::Timestamp;

@@ -1,0 +1,164 @@
+//! Chunk files: the local files that writes land in and chunks are uploaded from.
+//!
+//! Owns: their names and places in the state directory, creating, opening and removing them, syncing their directories.
+//! Does not own: which bytes of them mean what (`meta::location`, `write::ranges`).
+//!
+//! ```text
+//! chunks/<2 hex>/<session>-<inode>-<base generation>-<whole|edit>          one session's bytes at their own offsets
+//! chunks/<2 hex>/<session>-<inode>-<base generation>-<whole|edit>.ranges   which of them are dirty, for an edit
+//! fetched/<2 hex>/<hash>                                                   one chunk that came back from a target
+//! ```
+//!
+//! A name is its file's header (S7): it says what the file is when no row does. State lives in rows; a file keeps its name
+//! for life (S2).
+
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::id::{ChunkHash, Generation, InodeId, SessionId};
+
+/// The chunk files of one state directory.
+#[derive(Debug, Clone)]
+pub struct ChunkFiles {
+    state_dir: PathBuf,
+}
+
+/// What a chunk file's name says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionName {
+    pub session: SessionId,
+    pub ino: InodeId,
+    pub base: Generation,
+    pub whole: bool,
+}
+
+impl SessionName {
+    /// The name relative to the state directory.
+    pub fn path(&self) -> String {
+        let SessionName { session, ino, base, whole } = self;
+        let kind = if *whole { "whole" } else { "edit" };
+        format!(
+            "chunks/{:02x}/{session:016x}-{ino:x}-{base:x}-{kind}",
+            session.0 & 0xff,
+            session = session.0,
+            ino = ino.0,
+            base = base.0
+        )
+    }
+
+    /// Reads a file name (its last component); `None` if it is not of this form.
+    pub fn parse(file_name: &OsStr) -> Option<SessionName> {
+        let mut parts = file_name.to_str()?.split('-');
+        let mut number = || u64::from_str_radix(parts.next()?, 16).ok();
+        let (session, ino, base) = (SessionId(number()?), InodeId(number()?), Generation(number()?));
+        let whole = match parts.next()? {
+            "whole" => true,
+            "edit" => false,
+            _ => return None,
+        };
+        parts.next().is_none().then_some(SessionName { session, ino, base, whole })
+    }
+}
+
+/// The name of the file that records the dirty ranges of an edit session.
+pub fn ranges_path(path: &str) -> String {
+    format!("{path}.ranges")
+}
+
+/// The name of a fetched chunk, relative to the state directory.
+pub fn fetched_path(hash: &ChunkHash) -> String {
+    format!("fetched/{:02x}/{hash}", hash.0[0])
+}
+
+impl ChunkFiles {
+    /// The chunk files below `state_dir`; makes its folders.
+    pub fn new(state_dir: &Path) -> io::Result<ChunkFiles> {
+        let files = ChunkFiles { state_dir: state_dir.to_owned() };
+        for folder in ["chunks", "fetched", "quarantine"] {
+            files.make_folder(folder)?;
+        }
+        Ok(files)
+    }
+
+    /// Where `path`, relative to the state directory, lies.
+    pub fn locate(&self, path: &str) -> PathBuf {
+        self.state_dir.join(path)
+    }
+
+    /// The state directory.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// Creates a file that must not exist, for reading and writing.
+    pub fn create(&self, path: &str) -> io::Result<File> {
+        let open = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(self.locate(path));
+        match open() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let folder = Path::new(path).parent().and_then(Path::to_str).unwrap_or_default();
+                self.make_folder(folder)?;
+                open()
+            }
+            result => result,
+        }
+    }
+
+    /// Opens a file for reading.
+    pub fn open(&self, path: &str) -> io::Result<File> {
+        File::open(self.locate(path))
+    }
+
+    /// Removes a file; that there is none is fine.
+    pub fn remove(&self, path: &str) -> io::Result<()> {
+        match std::fs::remove_file(self.locate(path)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Makes the directory entry of `path` survive a power cut, and the entry of its folder.
+    pub fn sync_entry(&self, path: &str) -> io::Result<()> {
+        let folder = self.locate(path).parent().map(Path::to_owned).unwrap_or_default();
+        File::open(&folder)?.sync_all()?;
+        if let Some(parent) = folder.parent() {
+            File::open(parent)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    fn make_folder(&self, folder: &str) -> io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(self.locate(folder))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_says_what_the_file_is() {
+        let name =
+            SessionName { session: SessionId(0x1_0000_00ab), ino: InodeId(0x20), base: Generation(3), whole: false };
+        assert_eq!(name.path(), "chunks/ab/00000001000000ab-20-3-edit");
+        let file_name = name.path().rsplit('/').next().map(OsStr::new).and_then(SessionName::parse);
+        assert_eq!(file_name, Some(name));
+        for foreign in ["", "x", "00000001000000ab-20-3", "00000001000000ab-20-3-edit.ranges", "1-2-3-whole-4"] {
+            assert_eq!(SessionName::parse(OsStr::new(foreign)), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_missing_folder_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ChunkFiles::new(dir.path()).unwrap();
+        files.create("chunks/ab/x").unwrap();
+        assert!(files.create("chunks/ab/x").is_err(), "a chunk file is never taken over");
+        files.sync_entry("chunks/ab/x").unwrap();
+        files.remove("chunks/ab/x").unwrap();
+        files.remove("chunks/ab/x").unwrap();
+    }
+}

@@ -1,0 +1,9 @@
+//! Chunks and the local files that hold their bytes.
+//!
+//! Owns: how a session's bytes are cut ([`layout`], pure), chunk files by name ([`file`]), open descriptors ([`open`]),
+//! how much local space is used and what may leave ([`cache`]).
+//! Does not own: rows that say which range of which file holds which chunk (`meta`), when to seal (`write`).
+
+pub mod file;
+pub mod layout;
+pub mod open;

@@ -1,0 +1,52 @@
+//! A bounded cache of open chunk files, for reads.
+//!
+//! Owns: descriptors, at most [`OpenFiles::CAPACITY`] of them; the one used longest ago is closed first.
+//! Does not own: what is read through them.
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::file::ChunkFiles;
+
+/// Open chunk files by name.
+#[derive(Debug)]
+pub struct OpenFiles {
+    files: ChunkFiles,
+    open: Mutex<LruCache<String, Arc<File>>>,
+}
+
+impl OpenFiles {
+    /// Descriptors kept open at most.
+    pub const CAPACITY: usize = 256;
+
+    /// An empty cache over `files`.
+    pub fn new(files: ChunkFiles) -> OpenFiles {
+        let capacity = NonZeroUsize::new(Self::CAPACITY).expect("the capacity is not zero");
+        OpenFiles { files, open: Mutex::new(LruCache::new(capacity)) }
+    }
+
+    /// Opens `path` for reading, or returns the descriptor that is open already.
+    pub fn get(&self, path: &str) -> io::Result<Arc<File>> {
+        if let Some(file) = self.open.lock().get(path) {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(self.files.open(path)?);
+        self.open.lock().put(path.to_owned(), file.clone());
+        Ok(file)
+    }
+
+    /// Forgets the descriptor of a file that was removed, so that its space is free.
+    pub fn forget(&self, path: &str) {
+        self.open.lock().pop(path);
+    }
+
+    /// The files themselves.
+    pub fn files(&self) -> &ChunkFiles {
+        &self.files
+    }
+}
