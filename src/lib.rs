@@ -20,3 +20,6 @@ pub mod target;
 pub mod write;
 
 pub mod control;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
