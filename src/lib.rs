@@ -19,6 +19,7 @@ pub mod replication;
 pub mod target;
 pub mod write;
 
+pub mod cli;
 pub mod control;
 
 #[cfg(any(test, feature = "testing"))]

@@ -1,1 +1,5 @@
-fn main() {}
+//! The program `tandemfs`.
+
+fn main() -> std::process::ExitCode {
+    tandemfs::cli::main()
+}
