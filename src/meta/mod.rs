@@ -18,9 +18,11 @@
 pub(crate) mod extent;
 pub mod inode;
 pub mod journal;
+pub mod placement;
 pub mod session;
 pub mod slot;
 mod store;
+pub mod target;
 #[cfg(test)]
 pub(crate) mod testing;
 
