@@ -10,3 +10,4 @@
 
 pub mod conflicts;
 pub mod gate;
+pub mod selection;
