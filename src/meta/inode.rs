@@ -52,10 +52,10 @@ impl Inode {
         self.file_type() == libc::S_IFREG
     }
 
-    const COLUMNS: &'static str = "ino, mode, uid, gid, rdev, nlink, size, generation, atime, atime_ns, mtime, mtime_ns, \
+    pub(super) const COLUMNS: &'static str = "ino, mode, uid, gid, rdev, nlink, size, generation, atime, atime_ns, mtime, mtime_ns, \
                                    ctime, ctime_ns, times_seq, manifest, last_seq, parent";
 
-    fn from_row(row: &Row<'_>) -> rusqlite::Result<Inode> {
+    pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Inode> {
         Ok(Inode {
             ino: row.get(0)?,
             mode: row.get(1)?,
@@ -96,11 +96,28 @@ impl Inode {
                 Inode::COLUMNS
             )
         });
-        self.store(tx, &SQL)
+        self.store(tx, &SQL)?;
+        tx.note_usage(1, self.size as i64);
+        Ok(())
+    }
+
+    /// Removes the row.
+    pub(crate) fn delete(&self, tx: &Tx<'_>) -> Result<()> {
+        let size: i64 = tx
+            .conn()
+            .prepare_cached("DELETE FROM inode WHERE ino = ?1 RETURNING size")?
+            .query_row([self.ino], |row| row.get(0))?;
+        tx.note_usage(-1, -size);
+        Ok(())
     }
 
     /// Writes all columns of the row back.
     pub(crate) fn update(&self, tx: &Tx<'_>) -> Result<()> {
+        if self.is_file() {
+            let mut size = tx.conn().prepare_cached("SELECT size FROM inode WHERE ino = ?1")?;
+            let had: i64 = size.query_row([self.ino], |row| row.get(0))?;
+            tx.note_usage(0, self.size as i64 - had);
+        }
         self.store(
             tx,
             "UPDATE inode SET mode=?2, uid=?3, gid=?4, rdev=?5, nlink=?6, size=?7, generation=?8, atime=?9, atime_ns=?10, \

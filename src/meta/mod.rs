@@ -14,19 +14,29 @@
 //! - After a failed sync nothing more is acknowledged until remount: the store is latched ([`Error::Latched`]).
 
 // Its callers (commit, replay) arrive after it.
+pub mod acl;
+pub mod attr;
+pub mod create;
 #[allow(dead_code)]
 pub(crate) mod extent;
 pub mod inode;
 pub mod journal;
+pub mod namespace;
 pub mod placement;
+pub mod readdir;
+pub mod remove;
+pub mod rename;
 pub mod session;
 pub mod slot;
 mod store;
 pub mod target;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tree_tests;
+pub mod xattr;
 
-pub use store::{Created, Meta, Options, Tx};
+pub use store::{Created, Meta, Options, Tx, Usage};
 
 /// What can go wrong in the metadata store.
 #[derive(Debug, thiserror::Error)]

@@ -17,6 +17,7 @@ CREATE TABLE inode (
   last_seq INTEGER NOT NULL,                       -- local: newest record that names this inode (O1: may a slot be renewed in place?)
   parent INTEGER NOT NULL                          -- local: the directory of the name it got last; a hint for order and for paths
 ) STRICT;
+CREATE INDEX inode_orphan ON inode (ino) WHERE nlink = 0;   -- local: what recovery removes
 CREATE TABLE dirent (
   parent INTEGER NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL,
   cookie INTEGER NOT NULL,                         -- local: ascending in order of naming; the position of readdir, stable under change
@@ -64,7 +65,8 @@ CREATE TABLE counter (
   epoch INTEGER NOT NULL,                          -- of the newest mount
   writer TEXT NOT NULL,
   boot_id TEXT NOT NULL,                           -- of the newest mount: another one means a power cut or reboot (S6)
-  mounts INTEGER NOT NULL                          -- number of mounts: chunk files sealed before this one are checked by BLAKE3 (S5)
+  mounts INTEGER NOT NULL,                         -- number of mounts: chunk files sealed before this one are checked by BLAKE3 (S5)
+  inodes INTEGER NOT NULL, bytes INTEGER NOT NULL  -- rows of `inode` and the sum of their sizes, for statfs
 ) STRICT;
 CREATE TABLE journal (
   seq INTEGER PRIMARY KEY,

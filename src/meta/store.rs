@@ -6,6 +6,7 @@
 //! S8: the database and `-shm` files are never opened here (closing any descriptor of theirs would drop the process's
 //! POSIX locks on them); only `-wal` is, once, and held for life.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -55,6 +56,16 @@ struct Counters {
     next_inode: InodeId,
     next_manifest: ManifestId,
     next_cookie: u64,
+    usage: Usage,
+}
+
+/// What the filesystem holds: kept by the transactions that change it, never counted when asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Inodes, those without a name too as long as they live.
+    pub inodes: u64,
+    /// Sum of the sizes of all files and symbolic links.
+    pub bytes: u64,
 }
 
 struct Writer {
@@ -65,12 +76,23 @@ struct Writer {
 impl Writer {
     fn transact<T>(&mut self, body: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, Counters, bool)> {
         let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut tx = Tx { tx, counters: self.counters, chunks_added: false };
+        let mut tx = Tx { tx, counters: self.counters, usage: Cell::new(self.counters.usage), chunks_added: false };
         let value = body(&mut tx)?;
-        let Tx { tx, counters: after, chunks_added } = tx;
+        let Tx { tx, counters, usage, chunks_added } = tx;
+        let after = Counters { usage: usage.get(), ..counters };
         if after != self.counters {
-            tx.prepare_cached("UPDATE counter SET seq = ?1, next_inode = ?2, next_manifest = ?3, next_cookie = ?4")?
-                .execute(params![after.seq, after.next_inode, after.next_manifest, after.next_cookie as i64])?;
+            tx.prepare_cached(
+                "UPDATE counter SET seq = ?1, next_inode = ?2, next_manifest = ?3, next_cookie = ?4, inodes = ?5, \
+                 bytes = ?6",
+            )?
+            .execute(params![
+                after.seq,
+                after.next_inode,
+                after.next_manifest,
+                after.next_cookie as i64,
+                after.usage.inodes as i64,
+                after.usage.bytes as i64
+            ])?;
         }
         tx.commit()?;
         Ok((value, after, chunks_added))
@@ -84,6 +106,8 @@ pub struct Meta {
     readers: Mutex<Vec<Connection>>,
     wal: Wal,
     head: watch::Sender<Seq>,
+    /// A copy of the counters' usage, so that statfs never waits for a transaction.
+    usage: Mutex<Usage>,
     chunks: watch::Sender<u64>,
 }
 
@@ -107,6 +131,8 @@ struct WalState {
 pub struct Tx<'a> {
     tx: Transaction<'a>,
     counters: Counters,
+    /// Apart from the other counters, because rows are written through a shared reference.
+    usage: Cell<Usage>,
     chunks_added: bool,
 }
 
@@ -127,7 +153,7 @@ impl Meta {
             tx.execute("INSERT INTO filesystem (key, value) VALUES (?1, ?2)", params![key, value])?;
         }
         tx.execute("INSERT INTO filesystem (key, value) VALUES ('chunk_size', ?1)", [created.chunk_size as i64])?;
-        tx.execute("INSERT INTO counter VALUES (1, 0, 2, 1, 1, 0, '00000000', '', 0)", [])?;
+        tx.execute("INSERT INTO counter VALUES (1, 0, 2, 1, 1, 0, '00000000', '', 0, 0, 0)", [])?;
         tx.commit()?;
         drop(conn);
         Meta::open(path, &Options::default())
@@ -167,6 +193,7 @@ impl Meta {
         Ok(Meta {
             path: path.to_owned(),
             head: watch::Sender::new(counters.seq),
+            usage: Mutex::new(counters.usage),
             chunks: watch::Sender::new(0),
             writer: Mutex::new(Writer { conn, counters }),
             readers: Mutex::new(Vec::new()),
@@ -189,6 +216,7 @@ impl Meta {
         let (value, after, chunks_added) = writer.transact(body)?;
         let grown = after.seq != writer.counters.seq;
         writer.counters = after;
+        *self.usage.lock() = after.usage;
         self.wal.commits.fetch_add(1, Ordering::Release);
         drop(writer);
         if grown {
@@ -265,6 +293,11 @@ impl Meta {
         // PASSIVE never makes the foreground wait; the log is reused from its start once all of it is in the database.
         conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         Ok(true)
+    }
+
+    /// What the filesystem holds, as of the last commit.
+    pub fn usage(&self) -> Usage {
+        *self.usage.lock()
     }
 
     /// The newest place in the journal, as of the last commit.
@@ -359,6 +392,24 @@ impl<'a> Tx<'a> {
         self.counters.next_inode = next_inode;
     }
 
+    /// Notes a row of `inode` that came, went or changed its size (`Inode` does so itself).
+    pub(crate) fn note_usage(&self, inodes: i64, bytes: i64) {
+        let Usage { inodes: had_inodes, bytes: had_bytes } = self.usage.get();
+        self.usage.set(Usage {
+            inodes: had_inodes.saturating_add_signed(inodes),
+            bytes: had_bytes.saturating_add_signed(bytes),
+        });
+    }
+
+    /// Counts inodes and bytes anew, after rows were written in bulk (import of a checkpoint).
+    pub(crate) fn recount_usage(&self) -> Result<()> {
+        let usage = self.conn().query_row("SELECT count(*), coalesce(sum(size), 0) FROM inode", [], |row| {
+            Ok(Usage { inodes: row.get::<_, i64>(0)? as u64, bytes: row.get::<_, i64>(1)? as u64 })
+        })?;
+        self.usage.set(usage);
+        Ok(())
+    }
+
     /// Tells the uploaders, once committed, that there are new chunks.
     pub(crate) fn chunks_added(&mut self) {
         self.chunks_added = true;
@@ -405,12 +456,13 @@ fn reader(path: &Path) -> Result<Connection> {
 }
 
 fn read_counters(conn: &Connection) -> Result<Counters> {
-    Ok(conn.query_row("SELECT seq, next_inode, next_manifest, next_cookie FROM counter", [], |row| {
+    Ok(conn.query_row("SELECT seq, next_inode, next_manifest, next_cookie, inodes, bytes FROM counter", [], |row| {
         Ok(Counters {
             seq: row.get(0)?,
             next_inode: row.get(1)?,
             next_manifest: row.get(2)?,
             next_cookie: row.get::<_, i64>(3)? as u64,
+            usage: Usage { inodes: row.get::<_, i64>(4)? as u64, bytes: row.get::<_, i64>(5)? as u64 },
         })
     })?)
 }
