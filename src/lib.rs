@@ -21,6 +21,7 @@ pub mod write;
 
 pub mod cli;
 pub mod control;
+pub mod mount;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

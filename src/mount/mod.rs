@@ -1,0 +1,11 @@
+//! Assembling the daemon: from a configuration to a mounted filesystem, and back.
+//!
+//! Owns: the state directory as a place, the order in which parts start and stop, background tasks by name, the answers
+//! to `control`.
+//! Does not own: what the parts do.
+
+pub mod background;
+pub mod log;
+pub mod nesting;
+pub mod state_dir;
+pub mod unmount;

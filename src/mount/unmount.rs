@@ -1,0 +1,190 @@
+//! Taking the mount away: by ourselves, as the FUSE library gives up its handle when the mount is busy (D7).
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// At most so many processes are named.
+const USERS_MAX: usize = 8;
+
+/// Why it is still mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Programs have files open or work in it.
+    #[error("in use by {}", users.join(", "))]
+    Busy {
+        /// Name and process id of those that could be seen.
+        users: Vec<String>,
+    },
+    /// Anything else.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Unmounts `mountpoint`; that nothing of ours is mounted there is success. `lazy` takes it out of the tree at once and
+/// lets programs finish with it.
+pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
+    if !is_mounted(mountpoint)? {
+        return Ok(());
+    }
+    let result = match umount2(mountpoint, lazy) {
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => by_helper(mountpoint, lazy),
+        result => result,
+    };
+    match result {
+        Ok(()) => Ok(()),
+        // Someone else was faster.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Err(Error::Busy { users: users(mountpoint) }),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn umount2(mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    let path = std::ffi::CString::new(mountpoint.as_os_str().as_bytes())?;
+    let flags = libc::UMOUNT_NOFOLLOW | if lazy { libc::MNT_DETACH } else { 0 };
+    // SAFETY: `path` is a string that ends with NUL and lives during the call.
+    match unsafe { libc::umount2(path.as_ptr(), flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Users who are not root unmount through the set-uid helper of libfuse.
+fn by_helper(mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    let mut command = std::process::Command::new("fusermount3");
+    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(mountpoint).stdin(std::process::Stdio::null());
+    let output = command.output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if said.contains("busy") {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    Err(io::Error::other(format!("fusermount3: {said}")))
+}
+
+/// True if a TandemFS is mounted at `mountpoint`, by the kernel's table: it answers also when the mount hangs.
+pub fn is_mounted(mountpoint: &Path) -> io::Result<bool> {
+    Ok(mount_at(&std::fs::read("/proc/self/mountinfo")?, mountpoint).is_some_and(|kind| kind == b"fuse.tandemfs"))
+}
+
+/// The type of the topmost filesystem at `mountpoint`, from the lines of `/proc/self/mountinfo` (proc_pid_mountinfo(5)):
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`.
+fn mount_at<'a>(mountinfo: &'a [u8], mountpoint: &Path) -> Option<&'a [u8]> {
+    let mut found = None;
+    for line in mountinfo.split(|&byte| byte == b'\n') {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let Some(place) = fields.nth(4) else { continue };
+        if unescape(place) == mountpoint.as_os_str().as_bytes() {
+            // Later lines are mounted over earlier ones.
+            found = fields.skip_while(|field| *field != b"-").nth(1);
+        }
+    }
+    found
+}
+
+/// The kernel writes space, tab, newline and backslash as `\ooo`.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, after)) = rest.split_first() {
+        let octal = (byte == b'\\').then(|| after.get(..3)).flatten().and_then(|digits| {
+            digits.iter().try_fold(0u8, |value, digit| match digit {
+                b'0'..=b'7' => value.checked_mul(8)?.checked_add(digit - b'0'),
+                _ => None,
+            })
+        });
+        match octal {
+            Some(value) => {
+                bytes.push(value);
+                rest = &after[3..];
+            }
+            None => {
+                bytes.push(byte);
+                rest = after;
+            }
+        }
+    }
+    bytes
+}
+
+/// Processes that use `mountpoint`, as far as this user may see: by the names of their working directories, roots,
+/// programs, open files and mappings. Only links of `/proc` are read, never the mount.
+fn users(mountpoint: &Path) -> Vec<String> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let mut users = Vec::new();
+    for process in processes.filter_map(|process| process.ok()) {
+        let name = process.file_name();
+        if !name.as_bytes().iter().all(u8::is_ascii_digit) || !uses(&process.path(), mountpoint) {
+            continue;
+        }
+        let command = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        users.push(format!("{} ({})", command.trim(), name.display()));
+        if users.len() == USERS_MAX {
+            users.push("…".into());
+            break;
+        }
+    }
+    if users.is_empty() {
+        users.push("a process that this user may not see".into());
+    }
+    users
+}
+
+fn uses(process: &Path, mountpoint: &Path) -> bool {
+    let within = |link: PathBuf| std::fs::read_link(link).is_ok_and(|path| path.starts_with(mountpoint));
+    let any_within = |folder: &str| {
+        std::fs::read_dir(process.join(folder))
+            .is_ok_and(|links| links.filter_map(|link| link.ok()).any(|link| within(link.path())))
+    };
+    ["cwd", "root", "exe"].iter().any(|link| within(process.join(link)))
+        || any_within("fd")
+        || std::fs::read(process.join("maps")).is_ok_and(|maps| maps_within(&maps, mountpoint))
+}
+
+/// The sixth field of a line of `/proc/PID/maps` is the file.
+fn maps_within(maps: &[u8], mountpoint: &Path) -> bool {
+    maps.split(|&byte| byte == b'\n')
+        .filter_map(|line| line.iter().position(|&byte| byte == b'/').map(|start| &line[start..]))
+        .any(|path| Path::new(OsStr::from_bytes(path)).starts_with(mountpoint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_topmost_mount_counts() {
+        let table = b"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            36 22 0:40 / /mnt/a\\040b rw shared:1 - fuse.tandemfs photos rw\n\
+            37 22 0:41 / /mnt/c rw - fuse.tandemfs photos rw\n\
+            38 37 0:42 / /mnt/c rw - tmpfs none rw\n";
+        assert_eq!(mount_at(table, Path::new("/mnt/a b")), Some(b"fuse.tandemfs".as_slice()));
+        assert_eq!(mount_at(table, Path::new("/mnt/c")), Some(b"tmpfs".as_slice()));
+        assert_eq!(mount_at(table, Path::new("/mnt")), None);
+    }
+
+    #[test]
+    fn what_is_not_mounted_is_unmounted() {
+        let dir = tempfile::tempdir().unwrap();
+        unmount(dir.path(), false).unwrap();
+    }
+
+    #[test]
+    fn a_process_with_an_open_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let _open = std::fs::File::create(root.join("f")).unwrap();
+        let own = format!("({})", std::process::id());
+        assert!(users(&root).iter().any(|user| user.ends_with(&own)), "{:?}", users(&root));
+    }
+
+    #[test]
+    fn escapes_are_octal() {
+        assert_eq!(unescape(b"a\\040b\\134"), b"a b\\");
+        assert_eq!(unescape(b"\\9\\"), b"\\9\\");
+    }
+}
