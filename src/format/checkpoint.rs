@@ -295,3 +295,111 @@ impl Slots<'_> {
 fn fills(change: &Change) -> bool {
     matches!(change, Change::Content(_) | Change::Void { .. })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::arbitrary;
+    use super::*;
+
+    const EXPORT: ExportId = ExportId(7);
+
+    fn complete() -> Complete {
+        Complete {
+            filesystem: FilesystemId(uuid::Uuid::from_u128(1)),
+            target: TargetId(uuid::Uuid::from_u128(2)),
+            epoch: Epoch(7),
+            writer: WriterId(0x9c1f_04aa),
+            seq: Seq(40960),
+            replay_from: SegmentNumber(815),
+            sqlite_bytes: 100,
+            parts: vec![Part::of(CheckpointFile::Part(0), b"zero"), Part::of(CheckpointFile::Part(1), b"one")],
+            slots: Part::of(CheckpointFile::Slots, b"slots"),
+            slots_count: 3,
+            inodes: 61234,
+            chunks: 5120,
+            chunk_bytes: 19_327_352_832,
+            created: Timestamp::new(1_763_632_800, 0).unwrap(),
+        }
+    }
+
+    #[test]
+    fn todays_encoder_writes_the_golden_complete() {
+        let golden = include_bytes!("../../tests/fixtures/format-1/complete.json");
+        assert_eq!(String::from_utf8_lossy(&complete().encode()), String::from_utf8_lossy(golden));
+        assert_eq!(Complete::decode(golden, Seq(40960), EXPORT), Ok(complete()));
+    }
+
+    #[test]
+    fn parts_out_of_order_or_out_of_bounds_are_refused() {
+        let text = String::from_utf8(complete().encode()).unwrap();
+        for (from, to) in [
+            (".zst.0000", ".zst.0001"),
+            (".zst.0001", ".zst.1"),
+            (".zst.0001", "/../../x"),
+            ("slots.jsonl.zst", "tandemfs.json"),
+            ("\"bytes\":4", "\"bytes\":67108865"),
+            ("\"sqlite_bytes\":100", "\"sqlite_bytes\":100000000"),
+            ("\"replay_from\":815", "\"replay_from\":0"),
+            ("\"inodes\":61234", "\"inodes\":9007199254740992"),
+        ] {
+            let changed = text.replacen(from, to, 1);
+            assert_ne!(changed, text, "{from}");
+            let result = Complete::decode(changed.as_bytes(), Seq(40960), EXPORT);
+            assert!(matches!(result, Err(Error::Malformed { .. })), "{to}");
+        }
+        assert!(matches!(Complete::decode(text.as_bytes(), Seq(1), EXPORT), Err(Error::Foreign { .. })));
+        let none = Complete { parts: vec![], ..complete() };
+        assert!(Complete::decode(&none.encode(), Seq(40960), EXPORT).is_err());
+    }
+
+    #[test]
+    fn a_part_is_known_by_its_length_and_hash() {
+        let part = Part::of(CheckpointFile::Part(0), b"zero");
+        assert_eq!(part.verify(b"zero"), Ok(()));
+        assert!(matches!(part.verify(b"zer0"), Err(Error::WrongHash { .. })));
+        assert!(matches!(part.verify(b"zero0"), Err(Error::Malformed { .. })));
+    }
+
+    fn slots() -> impl Strategy<Value = Vec<Record>> {
+        proptest::collection::vec(arbitrary::content(), 0..6).prop_map(|contents| {
+            let record = |(seq, content)| Record { seq: Seq(seq), change: Change::Content(content) };
+            (1..).step_by(3).zip(contents).map(record).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn slots_read_back_as_they_were(records in slots()) {
+            let (body, count) = encode_slots(&records);
+            let read: Result<Vec<Record>> = decode_slots(&body, count).unwrap().collect();
+            prop_assert_eq!(read, Ok(records));
+            prop_assert!(decode_slots(&body, count + 1).unwrap().any(|record| record.is_err()));
+            if count > 0 {
+                prop_assert!(decode_slots(&body, count - 1).unwrap().any(|record| record.is_err()));
+            }
+        }
+
+        #[test]
+        fn truncated_slots_are_refused(records in slots(), at in any::<prop::sample::Index>()) {
+            let (body, count) = encode_slots(&records);
+            let body = &body[..at.index(body.len())];
+            prop_assert!(decode_slots(body, count).map_or(true, |mut slots| count == 0 || slots.any(|record| record.is_err())));
+        }
+    }
+
+    #[test]
+    fn slots_out_of_order_or_of_other_kinds_are_refused() {
+        let void = |seq| format!("{{\"t\":\"void\",\"seq\":{seq},\"ino\":2,\"gen\":1,\"why\":\"moved\"}}\n");
+        let read = |text: String| {
+            let body = zstd::bulk::compress(text.as_bytes(), 1).unwrap();
+            decode_slots(&body, text.lines().count() as u64).unwrap().collect::<Result<Vec<_>>>()
+        };
+        assert!(read(void(1) + &void(1) + &void(2)).is_ok());
+        assert!(read(void(2) + &void(1)).is_err());
+        assert!(read(void(1).trim_end().into()).is_err());
+        let link = "{\"t\":\"link\",\"seq\":8,\"parent\":1,\"name\":\"b\",\"ino\":12,\"time\":[1,2]}\n";
+        assert!(read(link.into()).is_err());
+    }
+}

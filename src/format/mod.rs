@@ -28,6 +28,8 @@ pub mod writer;
 
 #[cfg(test)]
 pub(crate) mod arbitrary;
+#[cfg(test)]
+mod golden;
 
 pub use error::{Error, Result};
 

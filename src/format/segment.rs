@@ -358,5 +358,174 @@ impl Chain {
     }
 }
 
-/// True if a line of this length can be stored at all.
+/// Whatever fits into a segment can be read back.
 const _: () = assert!(LINE_BYTES_MAX >= LINES_BYTES_MAX);
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::super::arbitrary;
+    use super::*;
+
+    fn place(n: u64) -> Place {
+        Place {
+            filesystem: FilesystemId(uuid::Uuid::from_u128(1)),
+            target: TargetId(uuid::Uuid::from_u128(2)),
+            epoch: Epoch(7),
+            writer: WriterId(0x9c1f_04aa),
+            n: SegmentNumber(n),
+        }
+    }
+
+    fn encode(n: u64, prev: Option<Hash>, records: &[Record]) -> Encoded {
+        let mut builder = Builder::new(place(n), prev);
+        for record in records {
+            for line in json::lines(record) {
+                assert!(builder.fits(&line));
+                builder.push(record.seq, &line);
+            }
+        }
+        builder.finish(Seq(3), true)
+    }
+
+    /// A segment with these bytes in it, whatever they are.
+    fn body(plain: &[u8]) -> Vec<u8> {
+        zstd::bulk::compress(plain, ZSTD_LEVEL).unwrap()
+    }
+
+    fn plain(body: &[u8]) -> String {
+        String::from_utf8(decompress(body).unwrap()).unwrap()
+    }
+
+    /// The text with a hash that is right.
+    fn resealed(plain: &str) -> Vec<u8> {
+        let (covered, _) = plain.rsplit_once(",\"hash\":\"").unwrap();
+        body(format!("{covered},\"hash\":\"{}\"}}\n", Hash::of(covered.as_bytes())).as_bytes())
+    }
+
+    #[test]
+    fn an_empty_segment_carries_its_trailer() {
+        let encoded = encode(1, None, &[]);
+        let decoded = decode(&encoded.body, &place(1)).unwrap();
+        assert_eq!(decoded.records, []);
+        assert_eq!((decoded.trailer.seq_min, decoded.trailer.seq_max), (Seq::ZERO, Seq::ZERO));
+        assert_eq!(decoded.trailer.hash, encoded.hash);
+    }
+
+    #[test]
+    fn a_segment_of_another_place_is_foreign() {
+        let encoded = encode(2, Some(Hash::of(b"1")), &[]);
+        assert!(decode(&encoded.body, &place(2)).is_ok());
+        let elsewhere = [
+            Place { filesystem: FilesystemId(uuid::Uuid::from_u128(3)), ..place(2) },
+            Place { target: TargetId(uuid::Uuid::from_u128(3)), ..place(2) },
+            Place { epoch: Epoch(8), ..place(2) },
+            Place { writer: WriterId(1), ..place(2) },
+            Place { n: SegmentNumber(3), ..place(2) },
+        ];
+        for expected in elsewhere {
+            assert!(matches!(decode(&encoded.body, &expected), Err(Error::Foreign { .. })), "{expected:?}");
+        }
+    }
+
+    #[test]
+    fn a_trailer_that_lies_is_refused_even_if_its_hash_is_right() {
+        let line = "{\"t\":\"link\",\"seq\":8,\"parent\":1,\"name\":\"b\",\"ino\":12,\"time\":[1,2]}\n";
+        let Line::Record(record) = json::decode_line(line.as_bytes()).unwrap() else { panic!("{line}") };
+        let text = plain(&encode(1, None, &[record]).body);
+        assert!(decode(&resealed(&text), &place(1)).is_ok());
+        for (from, to) in [
+            ("\"count\":1", "\"count\":2"),
+            ("\"seq_min\":8", "\"seq_min\":7"),
+            ("\"seq_max\":8", "\"seq_max\":9"),
+            ("\"prev\":\"\"", "\"prev\":\"x\""),
+            ("\"n\":1,", "\"n\":0,"),
+            (line, ""),
+            (line, "\n"),
+            ("\"parent\":1", "\"parent\":0"),
+        ] {
+            let lie = text.replacen(from, to, 1);
+            assert_ne!(lie, text, "{from}");
+            assert!(matches!(decode(&resealed(&lie), &place(1)), Err(Error::Malformed { .. })), "{to}");
+        }
+        let newer = text.replacen("\"format\":1", "\"format\":2", 1);
+        assert!(matches!(decode(&resealed(&newer), &place(1)), Err(Error::Unsupported { .. })));
+        let twice = format!("{text}{text}");
+        assert!(decode(&resealed(&twice), &place(1)).is_err());
+        let after = text.replacen("\"}\n", "\",\"later\":1}\n", 1);
+        assert!(decode(&body(after.as_bytes()), &place(1)).is_err());
+    }
+
+    #[test]
+    fn decompression_is_bounded() {
+        let bomb = body(&vec![b' '; PLAIN_BYTES_MAX as usize + 1]);
+        assert!(bomb.len() < 4096);
+        assert!(matches!(decode(&bomb, &place(1)), Err(Error::TooLong { .. })));
+        assert!(matches!(decode(&vec![0; BODY_BYTES_MAX as usize + 1], &place(1)), Err(Error::TooLong { .. })));
+    }
+
+    #[test]
+    fn a_chain_has_no_gap_and_no_stranger() {
+        let one = encode(1, None, &[]);
+        let two = encode(2, Some(one.hash), &[]);
+        let stranger = encode(2, Some(Hash::of(b"other")), &[]);
+        let trailer = |encoded: &Encoded| decode(&encoded.body, &encoded.place).unwrap().trailer;
+        let mut chain = Chain::anywhere();
+        chain.follow(&trailer(&one)).unwrap();
+        assert!(chain.follow(&trailer(&one)).is_err());
+        assert!(chain.follow(&trailer(&stranger)).is_err());
+        assert_eq!(chain.last(), Some((SegmentNumber(1), one.hash)));
+        chain.follow(&trailer(&two)).unwrap();
+        assert_eq!(chain.last(), Some((SegmentNumber(2), two.hash)));
+        assert!(Chain::anywhere().follow(&trailer(&two)).is_ok());
+        assert!(Chain::after(SegmentNumber(1), one.hash).follow(&trailer(&two)).is_ok());
+        assert!(Chain::after(SegmentNumber(1), two.hash).follow(&trailer(&two)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_segment_reads_back_as_it_was(records in vec(arbitrary::record(), 0..10)) {
+            let encoded = encode(813, Some(Hash::of(b"812")), &records);
+            let decoded = decode(&encoded.body, &place(813)).unwrap();
+            prop_assert_eq!(&decoded.records, &records);
+            let Trailer { place, count, seq_min, seq_max, low_water, end, prev, hash } = decoded.trailer;
+            prop_assert_eq!((place, count, seq_min, seq_max), (encoded.place, encoded.count, encoded.seq_min, encoded.seq_max));
+            prop_assert_eq!((low_water, end, prev, hash), (Seq(3), true, Some(Hash::of(b"812")), encoded.hash));
+        }
+
+        #[test]
+        fn flipped_bytes_are_refused(
+            records in vec(arbitrary::record(), 0..4),
+            at in any::<prop::sample::Index>(),
+            bits in 1u8..,
+        ) {
+            let encoded = encode(1, None, &records);
+            let text = decompress(&encoded.body).unwrap();
+            let mut flipped = text.clone();
+            flipped[at.index(text.len())] ^= bits;
+            prop_assert!(decode(&body(&flipped), &place(1)).is_err());
+            // In the compressed bytes a few bits mean nothing; then the content is the same.
+            let mut flipped = encoded.body.clone();
+            flipped[at.index(encoded.body.len())] ^= bits;
+            if let Ok(decoded) = decode(&flipped, &place(1)) {
+                prop_assert_eq!(decoded.records, records);
+            }
+        }
+
+        #[test]
+        fn truncated_segments_are_refused(records in vec(arbitrary::record(), 0..4), at in any::<prop::sample::Index>()) {
+            let encoded = encode(1, None, &records);
+            prop_assert!(decode(&encoded.body[..at.index(encoded.body.len())], &place(1)).is_err());
+            let text = decompress(&encoded.body).unwrap();
+            prop_assert!(decode(&body(&text[..at.index(text.len())]), &place(1)).is_err());
+        }
+
+        #[test]
+        fn noise_never_panics(noise in vec(any::<u8>(), 0..300)) {
+            prop_assert!(decode(&noise, &place(1)).is_err());
+            prop_assert!(decode(&body(&noise), &place(1)).is_err());
+        }
+    }
+}
