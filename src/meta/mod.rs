@@ -16,6 +16,7 @@
 // Its callers (commit, replay) arrive after it.
 pub mod acl;
 pub mod attr;
+pub mod copies;
 pub mod create;
 #[allow(dead_code)]
 pub(crate) mod extent;

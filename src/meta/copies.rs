@@ -1,0 +1,192 @@
+//! Where the content of an inode is, and how far behind a target is: the questions of `whereis`, `flush` and `status`.
+//!
+//! Owns: reading it off placement bits, `inode.last_seq` and the journal. Nothing here changes anything.
+//! Does not own: bytes that no seal has committed yet (`write` knows of those).
+
+use rusqlite::params;
+
+use super::{Meta, Result, inode, journal, target};
+use crate::clock::Timestamp;
+use crate::format::record::{Change, Record};
+use crate::id::{InodeId, ManifestId, Seq, TargetBit};
+
+/// What the targets hold of one inode's committed content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copies {
+    /// Bytes of the file.
+    pub size: u64,
+    /// Bytes that have a place on this machine.
+    pub local_bytes: u64,
+    /// The newest record that names the inode.
+    pub last_seq: Seq,
+    /// Holds a slot whose bytes are not sealed yet.
+    pub unsealed: bool,
+    /// Of each target, by bit.
+    pub targets: Vec<TargetCopy>,
+}
+
+/// What one target holds of an inode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetCopy {
+    pub bit: TargetBit,
+    /// Bytes of the content in chunks that it has not confirmed.
+    pub lacking_bytes: u64,
+    /// It holds every record up to this place.
+    pub shipped_seq: Seq,
+}
+
+/// What has not reached a target yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unshipped {
+    /// Files with content records or open slots among it; at most [`UNSHIPPED_FILES_MAX`] are counted.
+    pub files: u64,
+    /// When the oldest of it happened.
+    pub oldest: Option<Timestamp>,
+}
+
+/// Counting stops here, so that `status` stays quick however large the backlog is.
+pub const UNSHIPPED_FILES_MAX: u64 = 100_000;
+
+impl Meta {
+    /// Where the committed content of `ino` is.
+    pub fn copies(&self, ino: InodeId) -> Result<Copies> {
+        self.read(|conn| {
+            let row = inode::Inode::get(conn, ino)?;
+            let (manifest, last_seq): (Option<ManifestId>, Seq) = conn
+                .prepare_cached("SELECT manifest, last_seq FROM inode WHERE ino = ?1")?
+                .query_row([ino], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let unsealed = conn.prepare_cached("SELECT 1 FROM slot WHERE ino = ?1")?.exists([ino])?;
+            let mut copies = Copies { size: row.size, local_bytes: 0, last_seq, unsealed, targets: Vec::new() };
+            let Some(manifest) = manifest else {
+                let nothing = |row: target::TargetRow| TargetCopy {
+                    bit: row.bit,
+                    lacking_bytes: 0,
+                    shipped_seq: row.shipped_seq,
+                };
+                copies.targets = target::rows(conn)?.into_iter().map(nothing).collect();
+                return Ok(copies);
+            };
+            // Bytes that several local files hold count once each time, hence never more than there are.
+            copies.local_bytes = sum(
+                conn,
+                "SELECT coalesce(sum(min(e.chunk_offset + e.length, l.chunk_offset + l.length) \
+                 - max(e.chunk_offset, l.chunk_offset)), 0) FROM extent e JOIN location l ON l.chunk = e.chunk \
+                 AND l.chunk_offset < e.chunk_offset + e.length AND l.chunk_offset + l.length > e.chunk_offset \
+                 WHERE e.manifest = ?1",
+                params![manifest],
+            )?
+            .min(row.size);
+            for target in target::rows(conn)? {
+                copies.targets.push(TargetCopy {
+                    bit: target.bit,
+                    lacking_bytes: sum(
+                        conn,
+                        "SELECT coalesce(sum(e.length), 0) FROM extent e JOIN chunk c ON c.id = e.chunk \
+                         WHERE e.manifest = ?1 AND c.placed & ?2 = 0",
+                        params![manifest, target.bit.mask() as i64],
+                    )?,
+                    shipped_seq: target.shipped_seq,
+                });
+            }
+            Ok(copies)
+        })
+    }
+
+    /// The newest record that names `ino`, or something below it if it is a directory: what a flush of it waits for.
+    pub fn last_seq_below(&self, ino: InodeId) -> Result<Seq> {
+        self.read(|conn| {
+            // A directory's row has the records of its names, an inode's row those of its own; the walk ends at files.
+            Ok(conn
+                .prepare_cached(
+                    "WITH RECURSIVE below(ino) AS (SELECT ?1 UNION SELECT d.ino FROM below b JOIN dirent d \
+                     ON d.parent = b.ino) SELECT coalesce(max(i.last_seq), 0) FROM below b JOIN inode i ON i.ino = b.ino",
+                )?
+                .query_row([ino], |row| row.get(0))?)
+        })
+    }
+
+    /// What happened after `shipped`.
+    pub fn unshipped(&self, shipped: Seq) -> Result<Unshipped> {
+        self.read(|conn| {
+            let files: i64 = conn
+                .prepare_cached(
+                    "SELECT count(DISTINCT ino) FROM (SELECT ino FROM journal WHERE seq > ?1 AND kind = ?2 LIMIT ?3)",
+                )?
+                .query_row(params![shipped, journal::Kind::Content as i64, UNSHIPPED_FILES_MAX as i64], |row| {
+                    row.get(0)
+                })?;
+            let mut statement = conn.prepare_cached(
+                "SELECT j.seq, j.body, s.ctime, s.ctime_ns FROM journal j LEFT JOIN slot s ON s.seq = j.seq \
+                 WHERE j.seq > ?1 ORDER BY j.seq LIMIT 100",
+            )?;
+            let mut rows = statement.query([shipped])?;
+            let mut oldest = None;
+            // Not every record carries a time; one of the next does.
+            while let (None, Some(row)) = (oldest, rows.next()?) {
+                oldest = match row.get::<_, Option<Vec<u8>>>(1)? {
+                    Some(body) => time_of(&journal::decode(row.get(0)?, &body)?),
+                    None if row.get::<_, Option<i64>>(2)?.is_some() => Some(inode::timestamp(row, 2)?),
+                    None => None,
+                };
+            }
+            Ok(Unshipped { files: files.max(0) as u64, oldest })
+        })
+    }
+}
+
+fn sum(conn: &rusqlite::Connection, sql: &str, params: impl rusqlite::Params) -> Result<u64> {
+    let bytes: i64 = conn.prepare_cached(sql)?.query_row(params, |row| row.get(0))?;
+    Ok(bytes.max(0) as u64)
+}
+
+/// When a record's change happened, if it says so.
+fn time_of(record: &Record) -> Option<Timestamp> {
+    match &record.change {
+        Change::Mkdir { time, .. }
+        | Change::Create { time, .. }
+        | Change::Symlink { time, .. }
+        | Change::Link { time, .. }
+        | Change::Rename { time, .. }
+        | Change::Exchange { time, .. }
+        | Change::Unlink { time, .. }
+        | Change::Rmdir { time, .. } => Some(*time),
+        Change::Setattr { ctime, .. } | Change::Setxattr { ctime, .. } | Change::Removexattr { ctime, .. } => {
+            Some(*ctime)
+        }
+        Change::Content(content) => Some(content.ctime),
+        Change::Void { .. } | Change::Repack { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::target::Configured;
+    use crate::meta::testing::{file, slot_request, store};
+
+    #[test]
+    fn a_file_with_an_open_slot_is_not_sealed_and_counts_as_unshipped() {
+        let (_dir, meta) = store();
+        let configured = Configured { name: "a".into(), uri: "memory://a".into(), id: None };
+        meta.register_targets(&[configured]).unwrap();
+        let ino = meta.write(|tx| Ok(file(tx, b"f"))).unwrap();
+        assert_eq!(meta.unshipped(Seq::ZERO).unwrap(), Unshipped { files: 0, oldest: Some(Timestamp::EPOCH) });
+        let seq = meta.write(|tx| tx.reserve_slot(&slot_request(ino, 1, 10))).unwrap().unwrap();
+        let copies = meta.copies(ino).unwrap();
+        assert!(copies.unsealed);
+        assert_eq!((copies.size, copies.local_bytes, copies.last_seq), (10, 0, seq));
+        assert_eq!(copies.targets.len(), 1);
+        let unshipped = meta.unshipped(seq.previous()).unwrap();
+        assert_eq!(unshipped.files, 1);
+        assert!(unshipped.oldest.is_some(), "an open slot has the time of its content");
+        assert_eq!(meta.unshipped(seq).unwrap(), Unshipped::default());
+    }
+
+    #[test]
+    fn a_directory_waits_for_what_is_below_it() {
+        let (_dir, meta) = store();
+        let ino = meta.write(|tx| Ok(file(tx, b"f"))).unwrap();
+        assert_eq!(meta.last_seq_below(InodeId::ROOT).unwrap(), meta.last_seq_below(ino).unwrap());
+        assert!(meta.copies(InodeId(99)).is_err());
+    }
+}
