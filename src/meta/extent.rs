@@ -440,7 +440,7 @@ mod tests {
         let (_dir, meta) = store_with_chunks();
         let set = |piece: Option<(ChunkId, u64)>, head: u64| {
             meta.write(|tx| {
-                tx.set_counters(Seq(head), crate::id::InodeId(2));
+                tx.set_head(Seq(head));
                 let mut deltas = RefDeltas::default();
                 replace(tx, MANIFEST, 0, 8, piece, &mut deltas)?;
                 deltas.apply(tx)

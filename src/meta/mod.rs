@@ -13,13 +13,15 @@
 //! - Every transaction that changes the filesystem appends its journal record itself: `seq` is the total order.
 //! - After a failed sync nothing more is acknowledged until remount: the store is latched ([`Error::Latched`]).
 
-// Its callers (commit, replay) arrive after it.
 pub mod acl;
 pub mod attr;
 pub mod copies;
 pub mod create;
+// Partly for commits and reads, which arrive after it.
 #[allow(dead_code)]
 pub(crate) mod extent;
+#[cfg(test)]
+pub(crate) mod history;
 pub mod inode;
 pub mod journal;
 pub mod namespace;
@@ -27,6 +29,9 @@ pub mod placement;
 pub mod readdir;
 pub mod remove;
 pub mod rename;
+// Its caller (restore) arrives after it.
+#[allow(dead_code)]
+mod replay;
 pub mod session;
 pub mod slot;
 mod store;
@@ -48,6 +53,16 @@ pub enum Error {
     /// Rows that contradict one another or cannot be decoded.
     #[error("metadata store is damaged: {0}")]
     Damaged(String),
+    /// A record of history that cannot be true of the tables it is applied to, or of any.
+    #[error("record {seq} about inode {ino}: {why}")]
+    Contradiction {
+        /// The record's place in history.
+        seq: crate::id::Seq,
+        /// The inode that it is about; 0 for a repack.
+        ino: crate::id::InodeId,
+        /// What does not fit.
+        why: String,
+    },
     /// A system call on the store's files failed.
     #[error("metadata store: {what}: {source}")]
     Io {

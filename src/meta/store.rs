@@ -387,9 +387,13 @@ impl<'a> Tx<'a> {
     }
 
     /// Continues history after `seq`, for replay of records that another state directory wrote.
-    pub(crate) fn set_counters(&mut self, seq: Seq, next_inode: InodeId) {
+    pub(crate) fn set_head(&mut self, seq: Seq) {
         self.counters.seq = seq;
-        self.counters.next_inode = next_inode;
+    }
+
+    /// Makes sure that `ino`, which another state directory handed out, is never handed out again.
+    pub(crate) fn raise_next_inode(&mut self, ino: InodeId) {
+        self.counters.next_inode = self.counters.next_inode.max(InodeId(ino.0 + 1));
     }
 
     /// Notes a row of `inode` that came, went or changed its size (`Inode` does so itself).
