@@ -22,6 +22,9 @@ pub enum Kind {
     Content = 2,
     /// Everything else.
     Other = 3,
+    /// A filled slot that an `fsync` had reserved: until it is shipped nothing overtakes it (O6). While the slot is open,
+    /// its row says so.
+    Synced = 4,
 }
 
 impl Kind {
@@ -40,6 +43,7 @@ impl Kind {
             1 => Ok(Kind::Birth),
             2 => Ok(Kind::Content),
             3 => Ok(Kind::Other),
+            4 => Ok(Kind::Synced),
             other => Err(Error::Damaged(format!("journal kind {other} is unknown"))),
         }
     }

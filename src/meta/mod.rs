@@ -24,6 +24,7 @@ pub(crate) mod extent;
 pub(crate) mod history;
 pub mod inode;
 pub mod journal;
+pub mod mount;
 pub mod namespace;
 pub mod placement;
 pub mod readdir;
@@ -33,6 +34,7 @@ pub mod rename;
 #[allow(dead_code)]
 mod replay;
 pub mod session;
+pub mod shipping;
 pub mod slot;
 mod store;
 pub mod target;
@@ -40,6 +42,7 @@ pub mod target;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tree_tests;
+pub mod window;
 pub mod xattr;
 
 pub use store::{Created, Meta, Options, Tx, Usage};

@@ -115,6 +115,7 @@ CREATE TABLE target (
   n INTEGER NOT NULL,                              -- newest segment built
   hash TEXT NOT NULL,                              -- its hash; '' before the first
   confirmed_n INTEGER NOT NULL, confirmed_hash TEXT NOT NULL, confirmed_seq INTEGER NOT NULL,
+  confirmed_epoch INTEGER NOT NULL DEFAULT 0, confirmed_writer TEXT NOT NULL DEFAULT '00000000',   -- whose segment that is
   epoch INTEGER NOT NULL, writer TEXT NOT NULL,    -- whose segments n and hash belong to
   contact_epoch INTEGER NOT NULL,                  -- newest epoch whose writers/ file is on the target
   segment_bytes INTEGER NOT NULL, segment_count INTEGER NOT NULL   -- since its last complete checkpoint

@@ -129,10 +129,12 @@ impl Tx<'_> {
 
     /// Fills the slot's place in the journal and removes its row.
     pub(crate) fn end_slot(&mut self, slot: &Slot, change: &Change) -> Result<()> {
+        // The barrier outlives the slot's row: the record may wait for its chunks yet. A void has nothing to keep order for.
+        let kind = if slot.fsynced && matches!(change, Change::Content(_)) { Kind::Synced } else { Kind::Content };
         let filled = self
             .conn()
-            .prepare_cached("UPDATE journal SET body = ?2 WHERE seq = ?1 AND body IS NULL")?
-            .execute(params![slot.seq, journal::encode(change)])?;
+            .prepare_cached("UPDATE journal SET body = ?2, kind = ?3 WHERE seq = ?1 AND body IS NULL")?
+            .execute(params![slot.seq, journal::encode(change), kind as i64])?;
         if filled != 1 {
             return Err(Error::Damaged(format!(
                 "slot {} of inode {} has no open place in the journal",
