@@ -38,6 +38,9 @@ pub struct TodoPage {
     pub cursor: ChunkId,
     /// Nothing lies after the cursor.
     pub end: bool,
+    /// Chunks that the target's tally counts as pending, in the same snapshot: if the walk has ended and knows fewer, some
+    /// were revived behind its cursor.
+    pub pending: u64,
 }
 
 /// What a placement changed.
@@ -106,7 +109,12 @@ impl Meta {
                 "SELECT id, hash, length, dead_seq, placed FROM chunk WHERE incomplete = 1 AND id > ?1 ORDER BY id"
             })?;
             let mut rows = statement.query([after])?;
-            let mut page = TodoPage { cursor: after, ..TodoPage::default() };
+            let pending: Option<i64> = conn
+                .prepare_cached("SELECT pending_chunks FROM tally WHERE bit = ?1")?
+                .query_row([bit], |row| row.get(0))
+                .optional()?;
+            let mut page =
+                TodoPage { cursor: after, pending: pending.unwrap_or(0).max(0) as u64, ..TodoPage::default() };
             let mut seen = 0;
             loop {
                 if seen == PAGE_ROWS_MAX || page.chunks.len() + page.unneeded.len() >= limit {

@@ -8,6 +8,11 @@
 //!                          ▲───────────events──────────┘         └─▶ placement bits ──▶ shipper ──▶ segments
 //! ```
 
+pub mod backoff;
 pub mod conflicts;
 pub mod gate;
+pub mod health;
+pub mod limit;
+pub mod planner;
+pub mod queue;
 pub mod selection;
