@@ -35,7 +35,7 @@ use rustix::io::Errno;
 
 use self::listing::Walk;
 use self::place::{IDENTITY_MAX, Place, TMP};
-use super::{Body, Class, Error, Existing, Kind, Page, Result, Target};
+use super::{Abilities, Body, Class, Error, Existing, Kind, Page, Result, Target};
 
 /// Unfinished writes older than this are nobody's.
 const UNFINISHED_SECS: i64 = 24 * 3600;
@@ -242,6 +242,11 @@ impl Target for DirectoryTarget {
             Site::Vacant => Err(shared.gone(at, "it does not exist")),
         })
         .await
+    }
+
+    async fn abilities(&self) -> Result<Abilities> {
+        // Synced, and compared with nothing: what a disk returns later is checked by hash.
+        Ok(Abilities { create_only: true, checksum: false })
     }
 }
 

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Body, Class, Error, Existing, Kind, Listed, Page, Result, Target};
+use super::{Abilities, Body, Class, Error, Existing, Kind, Listed, Page, Result, Target};
 
 /// Objects of one page.
 const PAGE: usize = 1000;
@@ -105,5 +105,9 @@ impl Target for MemoryTarget {
 
     async fn check_place(&self) -> Result<()> {
         Ok(())
+    }
+
+    async fn abilities(&self) -> Result<Abilities> {
+        Ok(Abilities { create_only: true, checksum: true })
     }
 }

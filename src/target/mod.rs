@@ -9,8 +9,13 @@
 //!   agreed, and for a directory target object and directory entries are synced (T10).
 //! - An error of class [`Class::Ambiguous`] may have been applied: ask (`stat`) before sending again.
 
+mod classify;
 pub mod directory;
 pub mod memory;
+pub mod operator;
+pub mod probe;
+pub mod service;
+mod transport;
 
 use std::sync::Arc;
 
@@ -108,6 +113,18 @@ pub trait Target: Send + Sync + std::fmt::Debug {
 
     /// Checks cheaply that the place is still the one that was contacted (T1, T10), before a batch of confirmations.
     async fn check_place(&self) -> Result<()>;
+
+    /// Tells what the store was seen to do by itself (T8). The first call may try it, beneath `tmp/`.
+    async fn abilities(&self) -> Result<Abilities>;
+}
+
+/// What differs from store to store, and is made up for where it is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Abilities {
+    /// It refuses to create an object twice, even in a race. Without: looked up before each write, fencing is weak (T8).
+    pub create_only: bool,
+    /// It verified a checksum of what it stored. Without: the length is compared after each write.
+    pub checksum: bool,
 }
 
 /// A target shared by tasks.

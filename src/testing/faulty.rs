@@ -10,12 +10,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::target::{Body, Class, DynTarget, Error, Existing, Kind, Page, Result, Target};
+use crate::target::{Abilities, Body, Class, DynTarget, Error, Existing, Kind, Page, Result, Target};
 
 /// One call, as the hook sees it before it happens.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
-    /// `put`, `get`, `stat`, `list`, `delete`, `check place`.
+    /// `put`, `get`, `stat`, `list`, `delete`, `check place`, `abilities`.
     pub operation: &'static str,
     /// The key or prefix.
     pub key: &'a str,
@@ -170,6 +170,12 @@ impl Target for FaultyTarget {
         let call = Call { operation: "check place", key: "", length: 0 };
         let fault = self.before(call).await?;
         after(call, fault, self.inner.check_place().await)
+    }
+
+    async fn abilities(&self) -> Result<Abilities> {
+        let call = Call { operation: "abilities", key: "", length: 0 };
+        let fault = self.before(call).await?;
+        after(call, fault, self.inner.abilities().await)
     }
 }
 

@@ -1,0 +1,273 @@
+//! Every target but directories: one OpenDAL operator behind the waist.
+//!
+//! Owns: how each call is made so that its answer can be believed, and its deadline.
+//! Does not own: retries (`replication`: an attempt hidden here would be hidden from the breaker), options (`service`).
+//!
+//! - One object, one `PUT`: OpenDAL sends a body written at once in a single request, its parts as they lie in memory.
+//! - *Confirmed* = the store answered with the checksum that we sent, or a `stat` has the length.
+//! - `Existing::Refuse` asks the store to refuse only if it was seen to do so (T8); otherwise it looks first, which two
+//!   writers at the same moment can pass. `abilities` says so.
+
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::TryStreamExt;
+use opendal::{Buffer, EntryMode, Operator};
+use tokio::sync::OnceCell;
+
+use super::classify::{Call, classify};
+use super::transport::{Notes, noting};
+use super::{Abilities, Body, Class, Existing, Kind, Listed, Page, Result, Target, probe};
+
+/// Time for a call without its bytes.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The slowest link that is worth waiting for, in bytes per second.
+const RATE_MIN: u64 = 32 << 10;
+/// Objects of one page.
+const PAGE: usize = 1000;
+
+/// A target behind an OpenDAL operator.
+pub struct OperatorTarget {
+    operator: Operator,
+    abilities: OnceCell<Abilities>,
+    patience: Duration,
+}
+
+impl std::fmt::Debug for OperatorTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let info = self.operator.info();
+        write!(f, "OperatorTarget({}://{}{})", info.scheme(), info.name(), info.root())
+    }
+}
+
+impl OperatorTarget {
+    /// Takes an operator without layers that retry.
+    pub(super) fn new(operator: Operator) -> OperatorTarget {
+        OperatorTarget { operator, abilities: OnceCell::new(), patience: PATIENCE }
+    }
+
+    /// Makes a call that moves `bytes`, in time.
+    async fn call<T>(
+        &self,
+        call: Call<'_>,
+        bytes: u64,
+        future: impl Future<Output = opendal::Result<T>>,
+    ) -> Result<(T, Notes)> {
+        let deadline = self.patience + Duration::from_secs(bytes / RATE_MIN);
+        match noting(tokio::time::timeout(deadline, future)).await {
+            (Ok(Ok(value)), notes) => Ok((value, notes)),
+            (Ok(Err(error)), notes) => Err(classify(call, &error, &notes)),
+            (Err(_), _) => {
+                let message = format!("no answer within {} s", deadline.as_secs());
+                Err(call.error(Kind::Unreachable, call.unknown_fate(), message))
+            }
+        }
+    }
+
+    /// One `PUT`; returns whether the store verified a checksum.
+    pub(super) async fn put_once(&self, key: &str, body: &Body, create_only: bool) -> Result<bool> {
+        let call = Call { operation: "put", key };
+        let buffer: Buffer = body.parts().to_vec().into();
+        let write = async move { self.operator.write_with(key, buffer).if_not_exists(create_only).await };
+        let (_, notes) = self.call(call, body.len(), write).await?;
+        Ok(notes.checksum_agreed)
+    }
+
+    /// True if OpenDAL knows how to ask this kind of store for a create-only put.
+    pub(super) fn can_ask_create_only(&self) -> bool {
+        self.operator.info().capability().write_with_if_not_exists
+    }
+
+    /// Reads from `offset` to `end`, or to the end of the object; more than `length_max` bytes are an error.
+    async fn read(&self, call: Call<'_>, offset: u64, end: Option<u64>, length_max: u64) -> Result<Vec<u8>> {
+        let read = async {
+            let reader = self.operator.reader(call.key).await?;
+            let mut stream = match end {
+                // Without a range the answer tells the length of the object, and no other request needs to.
+                None => reader.into_stream(..).await?,
+                Some(end) => reader.into_stream(offset..end).await?,
+            };
+            // Grown as bytes come: a length that a store claims allocates nothing.
+            let mut bytes = Vec::with_capacity(end.map_or(0, |end| end - offset).min(64 << 20) as usize);
+            while let Some(buffer) = stream.try_next().await? {
+                for part in buffer {
+                    bytes.extend_from_slice(&part);
+                }
+                if bytes.len() as u64 > length_max {
+                    break;
+                }
+            }
+            Ok(bytes)
+        };
+        let (bytes, _) = self.call(call, length_max, read).await?;
+        Ok(bytes)
+    }
+}
+
+#[async_trait]
+impl Target for OperatorTarget {
+    async fn put(&self, key: &str, body: Body, existing: Existing) -> Result<()> {
+        let call = Call { operation: "put", key };
+        let create_only = existing == Existing::Refuse;
+        let asked = create_only && self.abilities().await?.create_only;
+        if create_only && !asked && self.stat(key).await?.is_some() {
+            return Err(call.error(Kind::Exists, Class::Rejected, "the object exists"));
+        }
+        if self.put_once(key, &body, asked).await? {
+            return Ok(());
+        }
+        match self.stat(key).await {
+            Ok(Some(length)) if length == body.len() => Ok(()),
+            Ok(found) => {
+                let found = found.map_or("no object".to_owned(), |length| format!("{length} bytes"));
+                let message = format!("the store took {} bytes and has {found} now", body.len());
+                Err(call.error(Kind::Invalid, Class::Temporary, message))
+            }
+            // The put was answered, only its proof is missing.
+            Err(error) => Err(super::Error { operation: "put", class: Class::Ambiguous, ..error }),
+        }
+    }
+
+    async fn get(&self, key: &str, length_max: u64) -> Result<Bytes> {
+        let call = Call { operation: "get", key };
+        let bytes = self.read(call, 0, None, length_max).await?;
+        if bytes.len() as u64 > length_max {
+            let message = format!("it is longer than the {length_max} bytes that were expected at most");
+            return Err(call.error(Kind::Invalid, Class::Rejected, message));
+        }
+        Ok(bytes.into())
+    }
+
+    async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes> {
+        let call = Call { operation: "get", key };
+        let wrong = |has: String| {
+            call.error(Kind::Invalid, Class::Rejected, format!("it has {has}, not {length} bytes from {offset}"))
+        };
+        let Some(end) = offset.checked_add(length) else { return Err(wrong("less".to_owned())) };
+        if length == 0 {
+            // HTTP has no empty range.
+            return match self.stat(key).await? {
+                Some(has) if offset <= has => Ok(Bytes::new()),
+                Some(has) => Err(wrong(format!("{has} bytes"))),
+                None => Err(call.error(Kind::NotFound, Class::Rejected, "no such object")),
+            };
+        }
+        let bytes = self.read(call, offset, Some(end), length).await?;
+        // A store that ignores ranges sends all of it.
+        if bytes.len() as u64 != length {
+            return Err(wrong(format!("answered with {} bytes", bytes.len())));
+        }
+        Ok(bytes.into())
+    }
+
+    async fn stat(&self, key: &str) -> Result<Option<u64>> {
+        match self.call(Call { operation: "stat", key }, 0, self.operator.stat(key)).await {
+            Ok((metadata, _)) => Ok(Some(metadata.content_length())),
+            Err(error) if error.kind == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
+        let call = Call { operation: "list", key: prefix };
+        let after = after.unwrap_or_default();
+        if after >= prefix && !after.starts_with(prefix) {
+            return Ok(Page::default());
+        }
+        let resumes = self.operator.info().capability().list_with_start_after;
+        let found = if resumes {
+            // One more than a page tells whether it was the last.
+            let list = self.list_from(prefix, after);
+            self.call(call, 0, list).await?.0
+        } else {
+            // Everything is listed for each page: such a listing may take long.
+            self.call(call, 1 << 30, self.list_smallest(prefix, after)).await?.0
+        };
+        Ok(page(found))
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        match self.call(Call { operation: "delete", key }, 0, self.operator.delete(key)).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind == Kind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn check_place(&self) -> Result<()> {
+        // A bucket has no mount that could come off; T1 asks this of directories only.
+        Ok(())
+    }
+
+    async fn abilities(&self) -> Result<Abilities> {
+        self.abilities.get_or_try_init(|| probe::abilities(self)).await.copied()
+    }
+}
+
+impl OperatorTarget {
+    /// Lists at most one object more than a page from a store that resumes after a key, in its ascending order.
+    async fn list_from(&self, prefix: &str, after: &str) -> opendal::Result<Vec<Listed>> {
+        let mut list = self.operator.lister_with(prefix).recursive(true).limit(PAGE);
+        if !after.is_empty() {
+            list = list.start_after(after);
+        }
+        let mut entries = list.await?;
+        let mut found: Vec<Listed> = Vec::new();
+        while let Some(entry) = entries.try_next().await? {
+            let Some(object) = object(&entry, prefix, after) else { continue };
+            if found.last().is_some_and(|last| last.key >= object.key) {
+                let message = format!("listed {:?} out of order", object.key);
+                return Err(opendal::Error::new(opendal::ErrorKind::Unexpected, message));
+            }
+            found.push(object);
+            if found.len() > PAGE {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Lists everything and keeps the smallest keys after `after`.
+    async fn list_smallest(&self, prefix: &str, after: &str) -> opendal::Result<Vec<Listed>> {
+        let mut entries = match self.operator.lister_with(prefix).recursive(true).await {
+            Err(error) if error.kind() == opendal::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut smallest = BinaryHeap::new();
+        loop {
+            let entry = match entries.try_next().await {
+                Ok(Some(entry)) => entry,
+                Ok(None) => break,
+                // The directory does not exist, or a part of it went away.
+                Err(error) if error.kind() == opendal::ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            };
+            if let Some(Listed { key, length }) = object(&entry, prefix, after) {
+                smallest.push((key, length));
+                if smallest.len() > PAGE + 1 {
+                    smallest.pop();
+                }
+            }
+        }
+        Ok(smallest.into_sorted_vec().into_iter().map(|(key, length)| Listed { key, length }).collect())
+    }
+}
+
+fn object(entry: &opendal::Entry, prefix: &str, after: &str) -> Option<Listed> {
+    let key = entry.path();
+    let wanted = key.starts_with(prefix) && key > after && !key.ends_with('/');
+    (wanted && entry.metadata().mode() != EntryMode::DIR)
+        .then(|| Listed { key: key.to_owned(), length: entry.metadata().content_length() })
+}
+
+fn page(mut found: Vec<Listed>) -> Page {
+    let more = found.len() > PAGE;
+    found.truncate(PAGE);
+    let next = found.last().filter(|_| more).map(|last| last.key.clone());
+    Page { objects: found, next }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! What a store really does, found out by trying (T8).
+//!
+//! Owns: the conditional-create probe, and the table that `tandemfs check` prints.
+//! Does not own: what follows from it (`shipper` lists `writers/` the more often the weaker fencing is).
+//!
+//! Of five S3 servers two accept a second create-only put silently and one lets two of eight at the same moment win, so a
+//! store is believed only if it refuses a second put *and* exactly one of several at once wins. All objects lie under
+//! `tmp/` and are removed afterwards.
+
+use bytes::Bytes;
+use futures::future::join_all;
+
+use super::operator::OperatorTarget;
+use super::{Abilities, Body, Existing, Kind, Result, Target};
+
+/// Puts for the same key at the same moment.
+const RACERS: usize = 4;
+
+/// Tries what `Existing::Refuse` would rest on.
+pub(super) async fn abilities(store: &OperatorTarget) -> Result<Abilities> {
+    let keys = [fresh_key(), fresh_key()];
+    let result = try_create_only(store, &keys).await;
+    for key in &keys {
+        // What stays is nobody's data.
+        let _ = store.delete(key).await;
+    }
+    result
+}
+
+async fn try_create_only(store: &OperatorTarget, [twice, race]: &[String; 2]) -> Result<Abilities> {
+    let body = Body::from(Bytes::from_static(b"tandemfs: may this be created twice?\n"));
+    let asks = store.can_ask_create_only();
+    let checksum = match store.put_once(twice, &body, asks).await {
+        // It knows the header and refuses it, or never heard of it.
+        Err(error) if asks && matches!(error.kind, Kind::Unsupported | Kind::Failed | Kind::Exists) => {
+            return Ok(Abilities { create_only: false, checksum: store.put_once(twice, &body, false).await? });
+        }
+        result => result?,
+    };
+    let mut create_only = asks && wins(store.put_once(twice, &body, true).await)? == Some(false);
+    if create_only {
+        let racers = join_all((0..RACERS).map(|_| store.put_once(race, &body, true))).await;
+        let mut winners = 0;
+        for outcome in racers {
+            winners += usize::from(wins(outcome)? == Some(true));
+        }
+        create_only = winners == 1;
+    }
+    Ok(Abilities { create_only, checksum })
+}
+
+/// Whether a create-only put won; `None` if the store would not say.
+fn wins(outcome: Result<bool>) -> Result<Option<bool>> {
+    match outcome {
+        Ok(_) => Ok(Some(true)),
+        Err(error) if error.kind == Kind::Exists => Ok(Some(false)),
+        Err(error) if matches!(error.kind, Kind::Failed | Kind::Unsupported | Kind::Invalid) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn fresh_key() -> String {
+    format!("tmp/probe-{:016x}", getrandom::u64().expect("the operating system has a random source"))
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What was tried: `write`, `read back` …
+    pub what: &'static str,
+    /// How it went.
+    pub outcome: Outcome,
+}
+
+/// How a trial went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// As it should.
+    Works,
+    /// The store cannot do it; the text says what is done instead.
+    Weak(&'static str),
+    /// It fails, and so would replication.
+    Fails(String),
+}
+
+/// Tries everything that replication needs. The place must exist; a directory that was not initialised yet takes it too.
+pub async fn table(target: &dyn Target) -> Vec<Finding> {
+    let key = fresh_key();
+    let bytes = Bytes::from_static(b"tandemfs: is this written, read, listed and removed?\n");
+    let mut findings = Vec::new();
+    let mut note = |what, outcome: Result<bool>, wrong: &str| {
+        let outcome = match outcome {
+            Ok(true) => Outcome::Works,
+            Ok(false) => Outcome::Fails(wrong.to_owned()),
+            Err(error) => Outcome::Fails(error.to_string()),
+        };
+        let works = outcome == Outcome::Works;
+        findings.push(Finding { what, outcome });
+        works
+    };
+    let put = target.put(&key, bytes.clone().into(), Existing::Replace).await;
+    if !note("write", put.map(|()| true), "") {
+        return findings;
+    }
+    let length = bytes.len() as u64;
+    note("read back", target.get(&key, length).await.map(|read| read == bytes), "other bytes came back");
+    let range = target.get_range(&key, 10, 20).await;
+    note("read a range", range.map(|read| read == bytes[10..30]), "other bytes came back");
+    note("look up", target.stat(&key).await.map(|found| found == Some(length)), "another length came back");
+    let listed = listed(target, &key).await;
+    note("list after write", listed, "what was written is not listed");
+    let put = target.put(&key, bytes.into(), Existing::Refuse).await;
+    let refused = match put {
+        Err(error) if error.kind == Kind::Exists => Ok(true),
+        result => result.map(|()| false),
+    };
+    note("refuse what exists", refused, "an existing object was replaced");
+    note("remove", target.delete(&key).await.map(|()| true), "");
+    note("look up what is gone", target.stat(&key).await.map(|found| found.is_none()), "it is still there");
+    match target.abilities().await {
+        Ok(Abilities { create_only, checksum }) => {
+            let weak = |able, instead| if able { Outcome::Works } else { Outcome::Weak(instead) };
+            let looks = "it does not; looked up before writing, so fencing of a second writer is weak";
+            findings.push(Finding { what: "create once, even in a race", outcome: weak(create_only, looks) });
+            let stat = "it does not; the length is looked up after writing";
+            findings.push(Finding { what: "verify a checksum", outcome: weak(checksum, stat) });
+        }
+        Err(error) => {
+            findings.push(Finding { what: "create once, even in a race", outcome: Outcome::Fails(error.to_string()) });
+        }
+    }
+    findings
+}
+
+async fn listed(target: &dyn Target, key: &str) -> Result<bool> {
+    let mut after = None;
+    loop {
+        let page = target.list("tmp/", after.as_deref()).await?;
+        if page.objects.iter().any(|object| object.key == key) {
+            return Ok(true);
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(false),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! A real S3 protocol server on loopback, for tests that need a cloud: `s3s-fs` in a thread of this process.
+//!
+//! Include it with `#[path = "../support/s3.rs"] mod s3;`. Buckets are directories below its own; objects are files in
+//! them, so a test can look at them and spoil them.
+
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use s3s::auth::SimpleAuth;
+use s3s::service::S3ServiceBuilder;
+use tokio::sync::oneshot;
+
+/// A running server; it stops when it is dropped.
+pub struct S3Server {
+    pub endpoint: String,
+    pub access_key: String,
+    pub secret_key: String,
+    dir: PathBuf,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl S3Server {
+    /// Serves `dir` on a free port; it accepts connections when this returns.
+    pub fn start(dir: &Path) -> S3Server {
+        S3Server::start_at(dir, "127.0.0.1:0".parse().unwrap())
+    }
+
+    /// Serves `dir` at `address`: the same address again, after a server was dropped, is the end of an outage.
+    pub fn start_at(dir: &Path, address: SocketAddr) -> S3Server {
+        std::fs::create_dir_all(dir).unwrap();
+        let (access_key, secret_key) = ("test-access-key", "test-secret-key");
+        let mut service = S3ServiceBuilder::new(s3s_fs::FileSystem::new(dir).unwrap());
+        service.set_auth(SimpleAuth::from_single(access_key, secret_key));
+        let service = service.build();
+        let (stop, mut stopped) = oneshot::channel();
+        let (ready, bound) = std::sync::mpsc::channel();
+        let serve = async move {
+            let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+            ready.send(listener.local_addr().unwrap()).unwrap();
+            loop {
+                let socket = tokio::select! {
+                    socket = listener.accept() => socket,
+                    _ = &mut stopped => return,
+                };
+                let Ok((socket, _)) = socket else { continue };
+                let service = service.clone();
+                tokio::spawn(async move {
+                    let server = Builder::new(TokioExecutor::new());
+                    // A client that hangs up is no failure of the server.
+                    let _ = server.serve_connection(TokioIo::new(socket), service).await;
+                });
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("s3-server".to_owned())
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(serve);
+                // Dropping the runtime closes the connections: clients see an outage, not a hang.
+            })
+            .unwrap();
+        let address: SocketAddr = bound.recv().unwrap();
+        S3Server {
+            endpoint: format!("http://{address}"),
+            access_key: access_key.to_owned(),
+            secret_key: secret_key.to_owned(),
+            dir: dir.to_owned(),
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.endpoint.strip_prefix("http://").unwrap().parse().unwrap()
+    }
+
+    /// Makes an empty bucket and returns its directory.
+    pub fn create_bucket(&self, name: &str) -> PathBuf {
+        let bucket = self.dir.join(name);
+        std::fs::create_dir_all(&bucket).unwrap();
+        bucket
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
