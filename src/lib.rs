@@ -14,9 +14,11 @@ pub mod id;
 
 pub mod chunk;
 pub mod format;
+pub mod fuse;
 pub mod meta;
 pub mod replication;
 pub mod target;
+pub mod vfs;
 pub mod write;
 
 pub mod cli;

@@ -45,7 +45,7 @@ mod tree_tests;
 pub mod window;
 pub mod xattr;
 
-pub use store::{Created, Meta, Options, Tx, Usage};
+pub use store::{Created, Disk, Meta, Options, Tx, Usage};
 
 /// What can go wrong in the metadata store.
 #[derive(Debug, thiserror::Error)]

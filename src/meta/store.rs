@@ -68,6 +68,15 @@ pub struct Usage {
     pub bytes: u64,
 }
 
+/// Room on a disk, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    /// Not in use.
+    pub free: u64,
+    /// Not in use, and not reserved for root.
+    pub available: u64,
+}
+
 struct Writer {
     conn: Connection,
     counters: Counters,
@@ -293,6 +302,13 @@ impl Meta {
         // PASSIVE never makes the foreground wait; the log is reused from its start once all of it is in the database.
         conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         Ok(true)
+    }
+
+    /// Room on the disk that the store lies on.
+    pub fn disk(&self) -> Result<Disk> {
+        let stat = rustix::fs::statvfs(&self.path)
+            .map_err(|e| Error::Io { what: format!("statvfs {}", self.path.display()), source: e.into() })?;
+        Ok(Disk { free: stat.f_bfree * stat.f_frsize, available: stat.f_bavail * stat.f_frsize })
     }
 
     /// What the filesystem holds, as of the last commit.

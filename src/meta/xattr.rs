@@ -73,16 +73,21 @@ fn delete(tx: &Tx<'_>, ino: InodeId, name: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// True if an attribute of this name can exist at all.
+pub fn is_supported(name: &[u8]) -> bool {
+    let prefixes = [b"user.".as_slice(), b"trusted.", b"security."];
+    !name.contains(&0) && (name == acl::ACCESS || name == acl::DEFAULT || prefixes.iter().any(|p| name.starts_with(p)))
+}
+
 /// Names that can be set or removed, by anybody.
 fn check_name(name: &[u8]) -> Result<()> {
-    let known = [b"user.".as_slice(), b"trusted.", b"security.", acl::ACCESS, acl::DEFAULT];
     if name.len() > NAME_MAX {
         Err(Errno::RANGE.into())
     } else if name == TARGETS {
         Err(Errno::PERM.into())
     } else if name.starts_with(OURS) && name != POLICY {
         Err(Errno::INVAL.into())
-    } else if name.contains(&0) || !known.iter().any(|prefix| name.starts_with(prefix)) {
+    } else if !is_supported(name) {
         Err(Errno::OPNOTSUPP.into())
     } else {
         Ok(())

@@ -1,0 +1,358 @@
+//! Kernel request → `vfs` call → reply. No decisions.
+//!
+//! A reply object is answered outside of [`Adapter::run`], which catches the panics; one that is dropped unanswered
+//! answers `EIO` itself.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use fuser::{
+    BsdFileFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
+    ReplyXattr, Request, TimeOrNow,
+};
+use rustix::io::Errno;
+
+use super::attr::{GENERATION, TTL, file_attr, file_type, inode, no_entry, set_time};
+use super::errno::reply as errno;
+use crate::meta::namespace::NAME_MAX;
+use crate::meta::xattr::SetMode;
+use crate::vfs::attr::SetAttributes;
+use crate::vfs::rename::RenameMode;
+use crate::vfs::{Attributes, Caller, Result, Vfs, statfs};
+
+/// Bytes of the largest read or write request: what the kernel's page limit allows.
+const MAX_WRITE: u32 = 1 << 20;
+/// Requests in the background (read-ahead, `RELEASE`, `FORGET`) before the kernel calls us congested.
+const MAX_BACKGROUND: u16 = 64;
+
+/// What we want of the kernel; each alone, as an older kernel lacks some.
+///
+/// Not among them, on purpose: `WRITEBACK_CACHE` (excludes passthrough, delays writes past our ordering), `POSIX_LOCKS` and
+/// `FLOCK_LOCKS` (the kernel does both right by itself), `SETXATTR_EXT` (panics in this FUSE crate), `ALLOW_IDMAP`.
+const CAPABILITIES: [InitFlags; 10] = [
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+];
+
+/// Serves the requests of one mount.
+pub(super) struct Adapter {
+    vfs: Arc<Vfs>,
+    runtime: tokio::runtime::Handle,
+    panics: Arc<AtomicU64>,
+    /// The kernel needs no OPENDIR: it caches listings and drops them when it changes a directory itself.
+    no_opendir: bool,
+}
+
+impl Adapter {
+    pub(super) fn new(vfs: Arc<Vfs>, runtime: tokio::runtime::Handle, panics: Arc<AtomicU64>) -> Adapter {
+        Adapter { vfs, runtime, panics, no_opendir: false }
+    }
+
+    /// Runs one operation; a panic in it is an input/output error and counted.
+    fn run<T>(
+        &self,
+        operation: &'static str,
+        body: impl FnOnce(&Vfs) -> Result<T>,
+    ) -> std::result::Result<T, fuser::Errno> {
+        catch(&self.panics, operation, || body(&self.vfs)).map_err(errno)
+    }
+
+    fn reply_entry(&self, operation: &'static str, reply: ReplyEntry, body: impl FnOnce(&Vfs) -> Result<Attributes>) {
+        match self.run(operation, body) {
+            Ok(attributes) => reply.entry(&TTL, &file_attr(&attributes), GENERATION),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn reply_empty(&self, operation: &'static str, reply: ReplyEmpty, body: impl FnOnce(&Vfs) -> Result<()>) {
+        match self.run(operation, body) {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// For operations that wait for the disk: they must not take a request's thread away from the others.
+    fn reply_empty_later(
+        &self,
+        operation: &'static str,
+        reply: ReplyEmpty,
+        body: impl FnOnce(&Vfs) -> Result<()> + Send + 'static,
+    ) {
+        let (vfs, panics) = (self.vfs.clone(), self.panics.clone());
+        self.runtime.spawn_blocking(move || match catch(&panics, operation, || body(&vfs)) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+
+    fn reply_xattr(
+        &self,
+        reply: ReplyXattr,
+        size: u32,
+        operation: &'static str,
+        body: impl FnOnce(&Vfs) -> Result<Vec<u8>>,
+    ) {
+        match self.run(operation, body) {
+            Ok(value) if size == 0 => reply.size(value.len() as u32),
+            Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+            Ok(value) => reply.data(&value),
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+fn catch<T>(panics: &AtomicU64, operation: &'static str, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        panics.fetch_add(1, Ordering::Relaxed);
+        let said = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+        let said = said.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+        tracing::error!(operation, panic = said, "a handler panicked; answered with an input/output error");
+        Err(Errno::IO)
+    })
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for capability in CAPABILITIES {
+            if config.add_capabilities(capability).is_err() {
+                tracing::info!(?capability, "the kernel does not offer this");
+            }
+        }
+        self.no_opendir = config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        config.set_max_write(MAX_WRITE).map_err(|nearest| io::Error::other(format!("max_write {nearest}")))?;
+        config
+            .set_max_background(MAX_BACKGROUND)
+            .map_err(|nearest| io::Error::other(format!("background {nearest}")))?;
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.run("lookup", |vfs| vfs.lookup(inode(parent), name.as_bytes())) {
+            Ok(attributes) => reply.entry(&TTL, &file_attr(&attributes), GENERATION),
+            // The kernel remembers that there is nothing: compilers ask for the same missing files again and again.
+            Err(fuser::Errno::ENOENT) => reply.entry(&TTL, &no_entry(), GENERATION),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, _lookups: u64) {
+        // The kernel forgets an inode as a whole, with its last reference.
+        let _ = self.run("forget", |vfs| {
+            vfs.forget(inode(ino));
+            Ok(())
+        });
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        match self.run("getattr", |vfs| vfs.getattr(inode(ino))) {
+            Ok(attributes) => reply.attr(&TTL, &file_attr(&attributes)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttributes { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
+        match self.run("setattr", |vfs| vfs.setattr(&caller(request), inode(ino), &set)) {
+            Ok(attributes) => reply.attr(&TTL, &file_attr(&attributes)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.run("readlink", |vfs| vfs.readlink(inode(ino))) {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.reply_entry("mknod", reply, |vfs| {
+            vfs.make_node(&caller(request), inode(parent), name.as_bytes(), mode, umask, rdev)
+        });
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let mode = libc::S_IFDIR | mode & 0o7777;
+        self.reply_entry("mkdir", reply, |vfs| {
+            vfs.make_node(&caller(request), inode(parent), name.as_bytes(), mode, umask, 0)
+        });
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.reply_empty("unlink", reply, |vfs| vfs.unlink(inode(parent), name.as_bytes()));
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.reply_empty("rmdir", reply, |vfs| vfs.rmdir(inode(parent), name.as_bytes()));
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = target.as_os_str().as_bytes();
+        self.reply_entry("symlink", reply, |vfs| {
+            vfs.make_symlink(&caller(request), inode(parent), name.as_bytes(), target)
+        });
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            flags if flags.is_empty() => RenameMode::Replace,
+            RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
+            RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
+            _ => return reply.error(fuser::Errno::EINVAL),
+        };
+        self.reply_empty("rename", reply, |vfs| {
+            vfs.rename((inode(parent), name.as_bytes()), (inode(new_parent), new_name.as_bytes()), mode)
+        });
+    }
+
+    fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.reply_entry("link", reply, |vfs| vfs.link(inode(ino), inode(parent), name.as_bytes()));
+    }
+
+    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.no_opendir {
+            return reply.error(fuser::Errno::ENOSYS);
+        }
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+    }
+
+    fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let listed = self.run("readdir", |vfs| {
+            vfs.read_dir(inode(ino), offset, false, |entry| {
+                let node = &entry.attributes.inode;
+                reply.add(INodeNo(node.ino.0), entry.offset, file_type(node.mode), OsStr::from_bytes(entry.name))
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let listed = self.run("readdirplus", |vfs| {
+            vfs.read_dir(inode(ino), offset, true, |entry| {
+                let attr = file_attr(&entry.attributes);
+                reply.add(attr.ino, entry.offset, OsStr::from_bytes(entry.name), &TTL, &attr, GENERATION)
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.reply_empty_later("fsyncdir", reply, move |vfs| vfs.sync_directory(inode(ino)));
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match self.run("statfs", Vfs::statfs) {
+            Ok(stat) => reply.statfs(
+                stat.blocks,
+                stat.free,
+                stat.available,
+                stat.inodes,
+                stat.inodes_free,
+                statfs::BLOCK_SIZE,
+                NAME_MAX as u32,
+                statfs::BLOCK_SIZE,
+            ),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            0 => SetMode::Any,
+            libc::XATTR_CREATE => SetMode::Create,
+            libc::XATTR_REPLACE => SetMode::Replace,
+            _ => return reply.error(fuser::Errno::EINVAL),
+        };
+        self.reply_empty("setxattr", reply, |vfs| {
+            vfs.setxattr(&caller(request), inode(ino), name.as_bytes(), value, mode)
+        });
+    }
+
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.reply_xattr(reply, size, "getxattr", |vfs| vfs.getxattr(inode(ino), name.as_bytes()));
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.reply_xattr(reply, size, "listxattr", |vfs| vfs.listxattr(inode(ino)));
+    }
+
+    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.reply_empty("removexattr", reply, |vfs| vfs.removexattr(inode(ino), name.as_bytes()));
+    }
+}

@@ -1,0 +1,95 @@
+//! A mounted filesystem: from the mount to the end of its session.
+//!
+//! Owns: the connection's settings, its threads, the end of it.
+//! Does not own: requests (`adapter`), unmounting (`device`): the session ends when the mount is gone.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use fuser::{Config, SessionACL};
+
+use super::adapter::Adapter;
+use super::device::{self, MountOptions};
+use crate::id::InodeId;
+use crate::vfs::Vfs;
+
+/// Threads that serve requests: measured, a second one halves the time of a create, four serve four programs.
+const THREADS: usize = 4;
+
+/// How a session is started.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub mount: MountOptions,
+    /// Runs what must not hold up a request's thread: reads that fetch, syncs.
+    pub runtime: tokio::runtime::Handle,
+}
+
+/// A filesystem that is mounted.
+pub struct Session {
+    mountpoint: PathBuf,
+    notifier: fuser::Notifier,
+    panics: Arc<AtomicU64>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Session {
+    /// Mounts `vfs` at `mountpoint`, which is absolute and without symbolic links. Requests are served from here on.
+    pub fn start(vfs: Arc<Vfs>, mountpoint: &Path, options: &Options) -> io::Result<Session> {
+        let panics = Arc::new(AtomicU64::new(0));
+        let adapter = Adapter::new(vfs, options.runtime.clone(), panics.clone());
+        let acl = if options.mount.allow_other { SessionACL::All } else { SessionACL::Owner };
+        let mut config = Config::default();
+        config.acl = acl;
+        config.n_threads = Some(THREADS);
+        config.clone_fd = true;
+        let device = device::mount(mountpoint, &options.mount)?;
+        let started = fuser::Session::from_fd(adapter, device, acl, config).and_then(|session| {
+            let notifier = session.notifier();
+            let thread = std::thread::Builder::new().name("fuse".into()).spawn(move || session.run())?;
+            Ok((notifier, thread))
+        });
+        match started {
+            Ok((notifier, thread)) => Ok(Session { mountpoint: mountpoint.to_owned(), notifier, panics, thread }),
+            Err(error) => {
+                // Nobody serves it: it would answer every program with ENOTCONN.
+                if let Err(left) = device::unmount(mountpoint, device::Unmount::Lazy) {
+                    tracing::warn!(%left, mountpoint = %mountpoint.display(), "a mount that failed stays mounted");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// How many handlers panicked; each was answered with an input/output error.
+    pub fn panics(&self) -> u64 {
+        self.panics.load(Ordering::Relaxed)
+    }
+
+    /// Makes the kernel ask for the attributes of `ino` again. Never call this while serving a request.
+    pub fn invalidate_attributes(&self, ino: InodeId) -> io::Result<()> {
+        self.notifier.inval_inode(fuser::INodeNo(ino.0), -1, 0)
+    }
+
+    /// True once the mount is gone and [`Session::wait`] returns at once.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits until the mount is gone: unmounted by us or anybody, or its connection aborted.
+    pub fn wait(self) -> io::Result<()> {
+        match self.thread.join() {
+            // An aborted connection (/sys/fs/fuse/connections/N/abort) is an end like any other.
+            Ok(Err(error)) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+            Ok(result) => result,
+            Err(_) => Err(io::Error::other("the thread of the FUSE session panicked")),
+        }
+    }
+}

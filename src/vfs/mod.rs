@@ -1,0 +1,92 @@
+//! POSIX meaning: what each file operation does, in terms of names and rows (`meta`) and live files (`write`).
+//!
+//! Owns: one method per operation, the errno that a program gets, orphans, set-id bits.
+//! Does not own: the kernel's requests and replies (`fuse`), transactions (`meta`), bytes (`write`, `read`).
+//!
+//! Permissions are checked by the kernel (`default_permissions`), locks are kept by the kernel: one machine, it does both
+//! right by itself.
+
+pub mod attr;
+pub mod caller;
+pub mod create;
+pub mod lookup;
+pub mod orphans;
+pub mod readdir;
+pub mod remove;
+pub mod rename;
+pub mod statfs;
+pub mod xattr;
+
+use std::sync::{Arc, OnceLock};
+
+use rustix::io::Errno;
+
+pub use caller::Caller;
+
+use crate::id::InodeId;
+use crate::meta::inode::Inode;
+use crate::meta::namespace::{Name, Place};
+use crate::meta::{self, Meta, Tx};
+use crate::write::Files;
+
+/// Result of a file operation: the errno is what the program gets.
+pub type Result<T> = std::result::Result<T, Errno>;
+
+/// The filesystem, without a kernel.
+pub struct Vfs {
+    meta: Arc<Meta>,
+    files: Arc<Files>,
+    orphans: orphans::Orphans,
+    targets: OnceLock<Box<dyn xattr::Targets>>,
+}
+
+/// What `stat` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attributes {
+    pub inode: Inode,
+    /// Of 512 bytes.
+    pub blocks: u64,
+}
+
+impl Vfs {
+    /// Puts the filesystem together. Inodes without a name that an earlier mount left behind must be gone by now
+    /// ([`Meta::remove_all_orphans`]).
+    pub fn new(meta: Arc<Meta>, files: Arc<Files>) -> std::io::Result<Vfs> {
+        let orphans = orphans::Orphans::start(meta.clone(), files.clone())?;
+        Ok(Vfs { meta, files, orphans, targets: OnceLock::new() })
+    }
+
+    /// The metadata store.
+    pub fn meta(&self) -> &Arc<Meta> {
+        &self.meta
+    }
+
+    /// The live files.
+    pub fn files(&self) -> &Arc<Files> {
+        &self.files
+    }
+
+    /// A row with what a live session knows better.
+    fn attributes(&self, mut inode: Inode) -> Attributes {
+        let allocated = if inode.is_file() { self.files.overlay(&mut inode) } else { None };
+        Attributes { inode, blocks: allocated.unwrap_or(inode.size).div_ceil(512) }
+    }
+
+    /// Runs a transaction for an operation on `ino`.
+    fn write<T>(&self, operation: &str, ino: InodeId, body: impl FnOnce(&mut Tx<'_>) -> meta::Result<T>) -> Result<T> {
+        self.meta.write(body).map_err(|error| errno(operation, ino, &error))
+    }
+}
+
+/// The errno for a program; what stands behind an `EIO` goes to the log, because nobody else will say it.
+fn errno(operation: &str, ino: InodeId, error: &meta::Error) -> Errno {
+    let errno = error.errno();
+    if errno == Errno::IO {
+        tracing::error!(operation, inode = ino.0, %error, "answered with an input/output error");
+    }
+    errno
+}
+
+fn place(parent: InodeId, name: &[u8]) -> Result<Place<'_>> {
+    Ok(Place { parent, name: Name::new(name)? })
+}

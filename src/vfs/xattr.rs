@@ -1,0 +1,65 @@
+//! Extended attributes: `getxattr`, `setxattr`, `listxattr`, `removexattr`.
+
+use rustix::io::Errno;
+
+use super::{Caller, Result, Vfs, errno};
+use crate::clock;
+use crate::id::InodeId;
+use crate::meta::acl;
+use crate::meta::xattr::{SetMode, SetXattr, TARGETS, is_supported};
+
+/// Answers the virtual attribute `user.tandemfs.targets`.
+pub trait Targets: Send + Sync {
+    /// Where `ino` is safe, for example `aws=safe oss=pending`.
+    fn targets(&self, ino: InodeId) -> crate::meta::Result<String>;
+}
+
+impl Vfs {
+    /// Says who answers `user.tandemfs.targets`; the first word stands.
+    pub fn answer_targets(&self, targets: Box<dyn Targets>) {
+        let _ = self.targets.set(targets);
+    }
+
+    /// The value of an attribute.
+    pub fn getxattr(&self, ino: InodeId, name: &[u8]) -> Result<Vec<u8>> {
+        let refused = |error: crate::meta::Error| errno("getxattr", ino, &error);
+        if name == TARGETS {
+            let inode = self.meta.inode(ino).map_err(refused)?;
+            return match self.targets.get() {
+                Some(targets) if inode.is_file() => Ok(targets.targets(ino).map_err(refused)?.into_bytes()),
+                _ => Err(Errno::NODATA),
+            };
+        }
+        if !is_supported(name) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        self.meta.xattr(ino, name).map_err(refused)
+    }
+
+    /// The names of all attributes, each followed by a NUL. The virtual one is not among them, so that copies leave it.
+    pub fn listxattr(&self, ino: InodeId) -> Result<Vec<u8>> {
+        let names = self.meta.xattr_names(ino).map_err(|error| errno("listxattr", ino, &error))?;
+        Ok(names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect())
+    }
+
+    /// Sets an attribute.
+    pub fn setxattr(&self, caller: &Caller, ino: InodeId, name: &[u8], value: &[u8], mode: SetMode) -> Result<()> {
+        let mut clear_set_gid = false;
+        if name == acl::ACCESS && !caller.is_privileged() {
+            let inode = self.meta.inode(ino).map_err(|error| errno("setxattr", ino, &error))?;
+            clear_set_gid = inode.mode & libc::S_ISGID != 0 && !caller.is_in_group(inode.gid);
+        }
+        let time = clock::now();
+        let request = SetXattr { ino, name, value, mode, clear_set_gid, time };
+        let inode = self.write("setxattr", ino, |tx| tx.set_xattr(&request))?;
+        self.named(&inode);
+        Ok(())
+    }
+
+    /// Removes an attribute.
+    pub fn removexattr(&self, ino: InodeId, name: &[u8]) -> Result<()> {
+        let inode = self.write("removexattr", ino, |tx| tx.remove_xattr(ino, name, clock::now()))?;
+        self.named(&inode);
+        Ok(())
+    }
+}
