@@ -4,6 +4,8 @@
 //! how much local space is used and what may leave ([`cache`]).
 //! Does not own: rows that say which range of which file holds which chunk (`meta`), when to seal (`write`).
 
+pub mod evict;
 pub mod file;
 pub mod layout;
 pub mod open;
+pub mod space;

@@ -15,15 +15,15 @@
 
 pub mod acl;
 pub mod attr;
+pub mod commit;
 pub mod copies;
 pub mod create;
-// Partly for commits and reads, which arrive after it.
-#[allow(dead_code)]
 pub(crate) mod extent;
 #[cfg(test)]
 pub(crate) mod history;
 pub mod inode;
 pub mod journal;
+pub mod location;
 pub mod mount;
 pub mod namespace;
 pub mod placement;

@@ -97,6 +97,17 @@ impl Tx<'_> {
         Ok(Some(seq))
     }
 
+    /// Joins the open slots of these sessions and all records since into one unit: a rotation is one cut (O8).
+    pub fn join_slots(&mut self, sessions: &[SessionId]) -> Result<()> {
+        let head = self.head();
+        for session in sessions {
+            if let Some(slot) = self.slot_of(*session)? {
+                self.extend_unit(slot.first_seq, head)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Voids the open slots of an inode that has just lost its last name, in the transaction of that unlink, as one unit
     /// with it, and gives up its sessions: without a name no content of it will ever be needed on a target.
     pub fn void_slots_of_unnamed(&mut self, ino: InodeId, unlink: Seq) -> Result<()> {

@@ -1,0 +1,137 @@
+//! What leaves the local cache, and when: whole chunk files, the one used longest ago first (D1).
+//!
+//! Owns: the order of use, freeing space under pressure, dropping what nobody needs any more.
+//! Does not own: the rule what may leave (`meta::location`), how much is used (`space`).
+//!
+//! Order: placements durable → location rows deleted and durable → unlink. A reader that planned with the old rows finds
+//! no file and plans again; one that has the file open reads on.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::open::OpenFiles;
+use super::space::Space;
+use crate::id::ChunkFileId;
+use crate::meta::location::Evicted;
+use crate::meta::{Meta, Result};
+
+/// Files whose order of use is kept; older ones count as oldest, in order of age.
+const ORDER_MAX: usize = 1 << 16;
+/// Files that one round of eviction looks at before it lets others have the metadata writer.
+const ROUND: usize = 64;
+/// References or rows that one background transaction touches (D8: ≤ 2 ms).
+const BATCH: u32 = 256;
+
+/// The one who evicts.
+pub struct Evictor {
+    meta: Arc<Meta>,
+    open_files: Arc<OpenFiles>,
+    space: Arc<Space>,
+    order: Mutex<LruCache<ChunkFileId, ()>>,
+}
+
+impl Evictor {
+    /// Starts with the order of age: nothing is known of use before this mount.
+    pub fn new(meta: Arc<Meta>, open_files: Arc<OpenFiles>, space: Arc<Space>) -> Evictor {
+        let capacity = NonZeroUsize::new(ORDER_MAX).expect("the capacity is not zero");
+        Evictor { meta, open_files, space, order: Mutex::new(LruCache::new(capacity)) }
+    }
+
+    /// Notes that a file came or was used.
+    pub fn used(&self, file: ChunkFileId) {
+        self.order.lock().put(file, ());
+    }
+
+    /// Works until `stop`: evicts under pressure, drops dead content, every `interval` at least.
+    pub fn run(&self, stop: &AtomicBool, interval: Duration) {
+        while !stop.load(Ordering::Acquire) {
+            self.space.sample();
+            if let Err(error) = self.round(stop) {
+                tracing::warn!(%error, "eviction failed, will be tried again");
+            }
+            std::thread::park_timeout(interval);
+        }
+    }
+
+    /// One round: everything that is due now.
+    pub fn round(&self, stop: &AtomicBool) -> Result<()> {
+        while self.meta.write(|tx| tx.release_given_up(BATCH))? {
+            if stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
+        }
+        loop {
+            let dropped = self.meta.write(|tx| tx.drop_dead_locations(BATCH as usize))?;
+            let count = dropped.len();
+            self.unlink(dropped)?;
+            if count == 0 {
+                break;
+            }
+        }
+        while self.space.wants_eviction() && !stop.load(Ordering::Acquire) {
+            if self.evict_some()? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Evicts what it can of the oldest files; returns how many went.
+    fn evict_some(&self) -> Result<usize> {
+        let mut evicted = Vec::new();
+        let mut looked = 0;
+        // Files that nobody used in this mount first, then by last use. A pinned one stays where it is in the order.
+        let mut after = ChunkFileId(0);
+        'unused: loop {
+            let page = self.meta.chunk_files(after, ROUND * 4)?;
+            let Some(&last) = page.last() else { break };
+            after = last;
+            for file in page {
+                if self.order.lock().contains(&file) {
+                    continue;
+                }
+                evicted.extend(self.meta.write(|tx| tx.evict(file))?);
+                looked += 1;
+                if looked >= ROUND || !evicted.is_empty() && looked >= ROUND / 4 {
+                    break 'unused;
+                }
+            }
+        }
+        if evicted.is_empty() {
+            let oldest: Vec<ChunkFileId> = self.order.lock().iter().rev().map(|(&file, ())| file).collect();
+            for file in oldest {
+                if let Some(gone) = self.meta.write(|tx| tx.evict(file))? {
+                    self.order.lock().pop(&file);
+                    evicted.push(gone);
+                    if evicted.len() >= ROUND / 4 {
+                        break;
+                    }
+                }
+            }
+        }
+        let count = evicted.len();
+        self.unlink(evicted)?;
+        Ok(count)
+    }
+
+    fn unlink(&self, evicted: Vec<Evicted>) -> Result<()> {
+        if evicted.is_empty() {
+            return Ok(());
+        }
+        self.meta.sync()?;
+        for Evicted { name, bytes } in evicted {
+            self.open_files.forget(&name);
+            if let Err(error) = self.open_files.files().remove(&name) {
+                tracing::warn!(%name, %error, "an evicted chunk file could not be removed");
+                continue;
+            }
+            self.space.add(-(bytes as i64));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,290 @@
+//! Commit: sealed sessions become generations of their inodes, many files in one transaction.
+//!
+//! Owns: chunk rows and their local ranges, the extents of the new manifests, filling the slots.
+//! Does not own: syncing the chunk files, which must have happened before (S2), and what happens to the files after.
+//!
+//! - A session whose slot is gone (its inode lost its last name) is discarded; so nothing of it reaches a target, except
+//!   as filler of a gathered chunk that others share.
+//! - A chunk that exists already is the same object: it is named, not stored again, and revived if it was dead (T5). It
+//!   counts as present on a target only with that target's bit (never assume).
+
+use std::collections::HashMap;
+
+use rusqlite::{OptionalExtension, params};
+
+use super::extent::{self, ExtentRow, RefDeltas};
+use super::inode::Inode;
+use super::{Error, Result, Tx};
+use crate::format::record::{Change, Content, Extent};
+use crate::id::{ChunkFileId, ChunkHash, ChunkId, InodeId, ManifestId, SessionId};
+
+/// A hashed chunk and where its bytes lie in synced chunk files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedChunk {
+    pub hash: ChunkHash,
+    /// Bytes.
+    pub length: u64,
+    /// In order, without gaps, from 0 to `length`.
+    pub pieces: Vec<SealedPiece>,
+}
+
+/// A range of a chunk in a chunk file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedPiece {
+    pub chunk_offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Index into [`Batch::files`].
+    pub file: usize,
+    pub file_offset: u64,
+    /// Of exactly these bytes (S5).
+    pub crc32c: u32,
+}
+
+/// A run of a file's content in a sealed chunk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedExtent {
+    pub offset: u64,
+    pub length: u64,
+    /// Index into [`Batch::chunks`].
+    pub chunk: usize,
+    pub chunk_offset: u64,
+}
+
+/// A sealed session, ready to be committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedSession {
+    pub session: SessionId,
+    pub ino: InodeId,
+    pub whole: bool,
+    /// Bytes of the earlier content that may show through.
+    pub base_limit: u64,
+    /// Ascending and disjoint.
+    pub extents: Vec<SealedExtent>,
+    /// Ranges (offset, length) that became holes, apart from `extents`; empty for a whole session.
+    pub zero: Vec<(u64, u64)>,
+}
+
+/// Sessions that are committed together, and the chunks they share.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Chunk files by name, with their allocated bytes.
+    pub files: Vec<(String, u64)>,
+    pub chunks: Vec<SealedChunk>,
+    pub sessions: Vec<SealedSession>,
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Sessions that are the content of their inodes now.
+    pub committed: Vec<SessionId>,
+    /// Sessions whose inode has no name any more.
+    pub discarded: Vec<SessionId>,
+    /// For each file of the batch: its row, or `None` if no chunk lies in it and it may be removed.
+    pub files: Vec<Option<ChunkFileId>>,
+}
+
+impl Tx<'_> {
+    /// Makes the sealed sessions of a batch the content of their inodes.
+    pub fn commit_content(&mut self, batch: &Batch) -> Result<Committed> {
+        let mut outcome = Committed { files: vec![None; batch.files.len()], ..Committed::default() };
+        let mut deltas = RefDeltas::default();
+        let mut chunks = Chunks { batch, rows: HashMap::new() };
+        for session in &batch.sessions {
+            if self.commit_session(session, &mut chunks, &mut outcome.files, &mut deltas)? {
+                outcome.committed.push(session.session);
+            } else {
+                self.delete_session(session.session)?;
+                outcome.discarded.push(session.session);
+            }
+        }
+        deltas.apply(self)?;
+        Ok(outcome)
+    }
+
+    fn commit_session(
+        &mut self,
+        session: &SealedSession,
+        chunks: &mut Chunks<'_>,
+        files: &mut [Option<ChunkFileId>],
+        deltas: &mut RefDeltas,
+    ) -> Result<bool> {
+        let Some(slot) = self.slot_of(session.session)? else { return Ok(false) };
+        let Some(mut inode) = Inode::find(self.conn(), session.ino)? else { return Ok(false) };
+        let mut content = Content {
+            ino: session.ino,
+            generation: slot.generation,
+            whole: session.whole,
+            size: slot.size,
+            mtime: slot.mtime,
+            ctime: slot.ctime,
+            mode: None,
+            chunks: Vec::new(),
+            extents: Vec::with_capacity(session.extents.len()),
+            zero: session.zero.clone(),
+            part: None,
+        };
+        let manifest = match inode.manifest {
+            Some(manifest) if !session.whole => manifest,
+            old => {
+                if let Some(old) = old {
+                    self.give_up_manifest(old)?;
+                }
+                self.next_manifest()
+            }
+        };
+        inode.manifest = Some(manifest);
+        if !session.whole {
+            extent::cut(self, manifest, session.base_limit.min(slot.size), deltas)?;
+            for &(offset, length) in &session.zero {
+                extent::replace(self, manifest, offset, length, None, deltas)?;
+            }
+        }
+        let mut named: HashMap<usize, u32> = HashMap::new();
+        for piece in &session.extents {
+            let id = chunks.store(self, piece.chunk, files)?;
+            if session.whole {
+                let row = ExtentRow {
+                    offset: piece.offset,
+                    length: piece.length,
+                    chunk: id,
+                    chunk_offset: piece.chunk_offset,
+                };
+                extent::insert(self, manifest, &row, deltas)?;
+            } else {
+                extent::replace(self, manifest, piece.offset, piece.length, Some((id, piece.chunk_offset)), deltas)?;
+            }
+            let chunk = *named.entry(piece.chunk).or_insert_with(|| {
+                let sealed = &chunks.batch.chunks[piece.chunk];
+                content.chunks.push((sealed.hash, sealed.length));
+                content.chunks.len() as u32 - 1
+            });
+            push_merged(
+                &mut content.extents,
+                Extent { offset: piece.offset, length: piece.length, chunk, chunk_offset: piece.chunk_offset },
+            );
+        }
+        self.end_slot(&slot, &Change::Content(content))?;
+        self.delete_session(session.session)?;
+        inode.update(self)?;
+        Ok(true)
+    }
+
+    /// Gives up the extents of a manifest; [`Tx::release_given_up`] drops their references in batches (D8).
+    pub(crate) fn give_up_manifest(&mut self, manifest: ManifestId) -> Result<()> {
+        self.conn().prepare_cached("INSERT OR IGNORE INTO orphan (manifest) VALUES (?1)")?.execute([manifest])?;
+        Ok(())
+    }
+
+    /// Releases at most `rows_max` references of given-up manifests; true while there is more (D8).
+    pub fn release_given_up(&mut self, rows_max: u32) -> Result<bool> {
+        let manifest: Option<ManifestId> = self
+            .conn()
+            .prepare_cached("SELECT manifest FROM orphan ORDER BY manifest LIMIT 1")?
+            .query_row([], |row| row.get(0))
+            .optional()?;
+        let Some(manifest) = manifest else { return Ok(false) };
+        let mut deltas = RefDeltas::default();
+        if extent::release_batch(self, manifest, rows_max, &mut deltas)? {
+            self.conn().prepare_cached("DELETE FROM orphan WHERE manifest = ?1")?.execute([manifest])?;
+        }
+        deltas.apply(self)?;
+        Ok(true)
+    }
+
+    /// The row of a chunk file, made if it has none.
+    pub(crate) fn chunk_file(&mut self, name: &str, bytes: u64) -> Result<ChunkFileId> {
+        Ok(self
+            .conn()
+            .prepare_cached(
+                "INSERT INTO chunk_file (name, bytes, mount) VALUES (?1, ?2, (SELECT mounts FROM counter)) \
+                 ON CONFLICT (name) DO UPDATE SET bytes = ?2 RETURNING id",
+            )?
+            .query_row(params![name, bytes as i64], |row| row.get(0))?)
+    }
+}
+
+/// The chunks of a batch, each stored when the first surviving session names it.
+struct Chunks<'a> {
+    batch: &'a Batch,
+    rows: HashMap<usize, ChunkId>,
+}
+
+impl Chunks<'_> {
+    fn store(&mut self, tx: &mut Tx<'_>, index: usize, files: &mut [Option<ChunkFileId>]) -> Result<ChunkId> {
+        if let Some(&id) = self.rows.get(&index) {
+            return Ok(id);
+        }
+        let chunk = &self.batch.chunks[index];
+        let id = tx.store_chunk(chunk.hash, chunk.length)?;
+        for piece in &chunk.pieces {
+            let (name, bytes) = &self.batch.files[piece.file];
+            let file = match files[piece.file] {
+                Some(file) => file,
+                None => *files[piece.file].insert(tx.chunk_file(name, *bytes)?),
+            };
+            tx.conn()
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO location (chunk, file, chunk_offset, length, file_offset, crc32c) \
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                )?
+                .execute(params![
+                    id,
+                    file,
+                    piece.chunk_offset as i64,
+                    piece.length as i64,
+                    piece.file_offset as i64,
+                    piece.crc32c
+                ])?;
+        }
+        self.rows.insert(index, id);
+        Ok(id)
+    }
+}
+
+impl Tx<'_> {
+    /// The row of a chunk, made if it is new. The caller adds references in the same transaction, which revive a dead one.
+    pub(crate) fn store_chunk(&mut self, hash: ChunkHash, length: u64) -> Result<ChunkId> {
+        let known: Option<(ChunkId, i64, bool)> = self
+            .conn()
+            .prepare_cached("SELECT id, length, dead_seq IS NOT NULL FROM chunk WHERE hash = ?1")?
+            .query_row([hash], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .optional()?;
+        match known {
+            Some((id, known, dead)) if known as u64 == length => {
+                if dead {
+                    self.chunk_revived(id)?;
+                }
+                Ok(id)
+            }
+            Some((_, known, _)) => {
+                Err(Error::Damaged(format!("chunk {hash} has {known} bytes in its row and {length} by its content")))
+            }
+            None => {
+                let id = self
+                    .conn()
+                    .prepare_cached(
+                        "INSERT INTO chunk (hash, length, dead_seq, bytes_referenced, incomplete) \
+                         VALUES (?1, ?2, NULL, 0, 1) RETURNING id",
+                    )?
+                    .query_row(params![hash, length as i64], |row| row.get(0))?;
+                self.chunks_inserted(1, length)?;
+                Ok(id)
+            }
+        }
+    }
+}
+
+/// Appends an extent, merged with the one before if it goes on in the same chunk (O4).
+fn push_merged(extents: &mut Vec<Extent>, next: Extent) {
+    if let Some(last) = extents.last_mut()
+        && last.chunk == next.chunk
+        && last.offset + last.length == next.offset
+        && last.chunk_offset + last.length == next.chunk_offset
+    {
+        last.length += next.length;
+    } else {
+        extents.push(next);
+    }
+}

@@ -1,0 +1,201 @@
+//! Where chunks lie in local files: for reads, for fetched chunks, for eviction.
+//!
+//! Owns: the tables `location` and `chunk_file`, and which of a file's bytes may leave (promise 2: pinned until placed).
+//! Does not own: the files themselves (`chunk`), when to evict.
+
+use std::ops::Range;
+
+use rusqlite::{OptionalExtension, params};
+
+use super::extent;
+use super::{Meta, Result, Tx};
+use crate::id::{ChunkFileId, ChunkHash, ChunkId, ManifestId};
+
+/// A run of a file's committed content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Bytes of the file, inside the range that was asked for.
+    pub range: Range<u64>,
+    pub chunk: ChunkId,
+    pub hash: ChunkHash,
+    /// Bytes of the whole chunk.
+    pub chunk_length: u64,
+    /// Where the run starts in the chunk.
+    pub chunk_offset: u64,
+    /// Targets that hold the chunk: confirmed here, or claimed by a restore.
+    pub placed: u64,
+    /// Where all of the run lies locally, if it does.
+    pub local: Option<Local>,
+}
+
+/// A run of a chunk in a local file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Local {
+    pub file: ChunkFileId,
+    /// Relative to the state directory.
+    pub name: String,
+    pub offset: u64,
+}
+
+impl Meta {
+    /// The committed content in `range`: ascending pieces; what lies between them is zeros.
+    pub fn pieces(&self, manifest: ManifestId, range: Range<u64>) -> Result<Vec<Piece>> {
+        self.read(|conn| {
+            let mut chunk_statement = conn.prepare_cached("SELECT hash, length, placed | claimed FROM chunk WHERE id = ?1")?;
+            let mut local_statement = conn.prepare_cached(
+                "SELECT l.chunk_offset, l.length, l.file, f.name, l.file_offset FROM location l JOIN chunk_file f ON f.id = l.file \
+                 WHERE l.chunk = ?1 AND l.chunk_offset < ?3 AND l.chunk_offset + l.length > ?2 ORDER BY l.chunk_offset",
+            )?;
+            let mut pieces = Vec::new();
+            for row in extent::rows(conn, manifest, range.start, range.end.saturating_sub(range.start))? {
+                let run = row.offset.max(range.start)..(row.offset + row.length).min(range.end);
+                let chunk_offset = row.chunk_offset + (run.start - row.offset);
+                let (hash, chunk_length, placed) = chunk_statement.query_row([row.chunk], |row| {
+                    Ok((row.get(0)?, row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)? as u64))
+                })?;
+                let mut at = run.start;
+                let piece = |range: Range<u64>, local| Piece {
+                    chunk_offset: chunk_offset + (range.start - run.start),
+                    range,
+                    chunk: row.chunk,
+                    hash,
+                    chunk_length,
+                    placed,
+                    local,
+                };
+                let end = chunk_offset + (run.end - run.start);
+                let mut locals = local_statement.query(params![row.chunk, chunk_offset as i64, end as i64])?;
+                while let Some(local) = locals.next()? {
+                    let (start, length): (i64, i64) = (local.get(0)?, local.get(1)?);
+                    // In bytes of the file: the part of the run that this local range holds beyond what is covered.
+                    let from = (start as u64).max(chunk_offset) - chunk_offset + run.start;
+                    let to = ((start + length) as u64).min(end) - chunk_offset + run.start;
+                    if to <= at {
+                        continue;
+                    }
+                    if from > at {
+                        pieces.push(piece(at..from, None));
+                    }
+                    let from = from.max(at);
+                    let in_chunk = chunk_offset + (from - run.start);
+                    let found = Local {
+                        file: local.get(2)?,
+                        name: local.get(3)?,
+                        offset: local.get::<_, i64>(4)? as u64 + (in_chunk - start as u64),
+                    };
+                    pieces.push(piece(from..to, Some(found)));
+                    at = to;
+                }
+                if at < run.end {
+                    pieces.push(piece(at..run.end, None));
+                }
+            }
+            Ok(pieces)
+        })
+    }
+
+    /// Bytes that all chunk files with a row take on disk.
+    pub fn chunk_file_bytes(&self) -> Result<u64> {
+        self.read(|conn| {
+            let bytes: i64 = conn.query_row("SELECT coalesce(sum(bytes), 0) FROM chunk_file", [], |row| row.get(0))?;
+            Ok(bytes as u64)
+        })
+    }
+
+    /// Up to `limit` chunk files after `after`, oldest first.
+    pub fn chunk_files(&self, after: ChunkFileId, limit: usize) -> Result<Vec<ChunkFileId>> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached("SELECT id FROM chunk_file WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+            let rows = statement.query_map(params![after, limit as i64], |row| row.get(0))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// True if a chunk file with this name has a row.
+    pub fn has_chunk_file(&self, name: &str) -> Result<bool> {
+        self.read(|conn| {
+            let found: Option<i64> = conn
+                .prepare_cached("SELECT 1 FROM chunk_file WHERE name = ?1")?
+                .query_row([name], |row| row.get(0))
+                .optional()?;
+            Ok(found.is_some())
+        })
+    }
+}
+
+/// A chunk file that no row names any more: to be unlinked once that is durable (D1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evicted {
+    /// Relative to the state directory.
+    pub name: String,
+    pub bytes: u64,
+}
+
+impl Tx<'_> {
+    /// Forgets a chunk file if all its chunks are placed on every target that needs them; `None` if one is pinned.
+    /// A bit that a restore only claimed does not count (D6).
+    pub fn evict(&mut self, file: ChunkFileId) -> Result<Option<Evicted>> {
+        let pinned: Option<i64> = self
+            .conn()
+            .prepare_cached(
+                "SELECT 1 FROM location l JOIN chunk c ON c.id = l.chunk WHERE l.file = ?1 \
+                 AND (c.incomplete = 1 OR (c.dead_seq IS NULL AND c.placed = 0)) LIMIT 1",
+            )?
+            .query_row([file], |row| row.get(0))
+            .optional()?;
+        if pinned.is_some() {
+            return Ok(None);
+        }
+        self.conn().prepare_cached("DELETE FROM location WHERE file = ?1")?.execute([file])?;
+        self.forget_file(file)
+    }
+
+    /// Forgets the local ranges of up to `limit` dead chunks that no target waits for, and the files in which nothing is
+    /// left.
+    pub fn drop_dead_locations(&mut self, limit: usize) -> Result<Vec<Evicted>> {
+        let mut statement = self.conn().prepare_cached(
+            "SELECT l.chunk, l.file FROM chunk c JOIN location l ON l.chunk = c.id \
+             WHERE c.dead_seq IS NOT NULL AND c.incomplete = 0 LIMIT ?1",
+        )?;
+        let rows: Vec<(ChunkId, ChunkFileId)> = statement
+            .query_map([limit as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        drop(statement);
+        let mut evicted = Vec::new();
+        for (chunk, file) in rows {
+            self.conn()
+                .prepare_cached("DELETE FROM location WHERE chunk = ?1 AND file = ?2")?
+                .execute(params![chunk, file])?;
+            let used: Option<i64> = self
+                .conn()
+                .prepare_cached("SELECT 1 FROM location WHERE file = ?1 LIMIT 1")?
+                .query_row([file], |row| row.get(0))
+                .optional()?;
+            if used.is_none() {
+                evicted.extend(self.forget_file(file)?);
+            }
+        }
+        Ok(evicted)
+    }
+
+    /// Notes that the whole chunk lies in the file `name`, fetched from a target and verified.
+    pub fn fetched(&mut self, chunk: ChunkId, name: &str, length: u64, crc32c: u32) -> Result<ChunkFileId> {
+        let file = self.chunk_file(name, length)?;
+        self.conn()
+            .prepare_cached(
+                "INSERT OR REPLACE INTO location (chunk, file, chunk_offset, length, file_offset, crc32c) \
+                 VALUES (?1, ?2, 0, ?3, 0, ?4)",
+            )?
+            .execute(params![chunk, file, length as i64, crc32c])?;
+        Ok(file)
+    }
+
+    fn forget_file(&mut self, file: ChunkFileId) -> Result<Option<Evicted>> {
+        let evicted = self
+            .conn()
+            .prepare_cached("DELETE FROM chunk_file WHERE id = ?1 RETURNING name, bytes")?
+            .query_row([file], |row| Ok(Evicted { name: row.get(0)?, bytes: row.get::<_, i64>(1)? as u64 }))
+            .optional()?;
+        Ok(evicted)
+    }
+}

@@ -1,0 +1,293 @@
+//! The table of live files: opening, closing, and what others must know about them.
+//!
+//! Owns: which inodes are live, the end of sessions (freeze at the last close, discard without a name).
+//! Does not own: I/O on them (`io`), slots (`slots`), sealing and commit (`pipeline`).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use super::births::Births;
+use super::live::{Attributes, LiveFile, State};
+use super::session::{Frozen, Staged, remove_files};
+use crate::chunk::evict::Evictor;
+use crate::chunk::open::OpenFiles;
+use crate::chunk::space::Space;
+use crate::clock::{self, Timestamp};
+use crate::id::{InodeId, SessionId};
+use crate::meta::inode::Inode;
+use crate::meta::{Error, Meta, Result};
+
+/// Session numbers of one mount: the high half is the number of the mount, so that none is ever used twice.
+const SESSIONS_PER_MOUNT: u64 = 1 << 32;
+
+/// What live files are made from.
+pub struct Options {
+    pub meta: Arc<Meta>,
+    pub open_files: Arc<OpenFiles>,
+    pub space: Arc<Space>,
+    pub evictor: Arc<Evictor>,
+}
+
+/// All live files of a mount: inodes that are open or have content that is not committed yet.
+pub struct Files {
+    pub(super) meta: Arc<Meta>,
+    pub(super) open_files: Arc<OpenFiles>,
+    pub(super) space: Arc<Space>,
+    pub(super) evictor: Arc<Evictor>,
+    live: Mutex<HashMap<InodeId, Arc<LiveFile>>>,
+    births: Births,
+    /// Held for reading by every change of content, for writing by a rotation: one cut of the whole filesystem (O8).
+    pub(super) gate: RwLock<()>,
+    next_session: AtomicU64,
+    pub(super) jobs: Sender<SealJob>,
+    /// Counts commits and discards of sessions, for waiters.
+    pub(super) settled: Mutex<u64>,
+    pub(super) settled_changed: Condvar,
+    /// Somebody waits: gathered chunks close at once (S9).
+    pub(super) hurry: AtomicUsize,
+}
+
+/// A frozen session to be sealed.
+#[derive(Debug, Clone)]
+pub struct SealJob {
+    pub file: Arc<LiveFile>,
+    pub frozen: Arc<Frozen>,
+}
+
+impl Files {
+    /// An empty table, and the queue that sealer threads take frozen sessions from.
+    pub fn new(options: Options) -> Result<(Arc<Files>, Receiver<SealJob>)> {
+        let (_, _, mounts) = options.meta.writer_identity()?;
+        // Unbounded, but an entry is two pointers and each frozen session is in memory anyway.
+        let (jobs, queue) = crossbeam_channel::unbounded();
+        let files = Files {
+            meta: options.meta,
+            open_files: options.open_files,
+            space: options.space,
+            evictor: options.evictor,
+            live: Mutex::default(),
+            births: Births::default(),
+            gate: RwLock::new(()),
+            next_session: AtomicU64::new(mounts * SESSIONS_PER_MOUNT + 1),
+            jobs,
+            settled: Mutex::new(0),
+            settled_changed: Condvar::new(),
+            hurry: AtomicUsize::new(0),
+        };
+        Ok((Arc::new(files), queue))
+    }
+
+    /// Births that wait for their content (O2).
+    pub fn births(&self) -> &Births {
+        &self.births
+    }
+
+    /// Counts one more open handle of a regular file that exists. `parent` is the directory it was found in, if known.
+    pub fn open(&self, ino: InodeId, parent: InodeId) {
+        self.with_live(ino, parent, |_, state| state.opens += 1);
+    }
+
+    /// Counts one handle less. The last close ends the session: it takes its slot if bytes came after the last FLUSH
+    /// (mapped stores), and goes to the sealers.
+    pub fn release(&self, ino: InodeId) -> Result<()> {
+        let Some(file) = self.find(ino) else { return Ok(()) };
+        let result = {
+            let _syncing = file.syncing.lock();
+            let mut state = file.state.write();
+            state.opens = state.opens.saturating_sub(1);
+            if state.opens == 0 { self.close_last(&file, &mut state) } else { Ok(()) }
+        };
+        self.forget_if_idle(&file);
+        result
+    }
+
+    /// Ends the session of a file that nobody has open. Also called again for one whose freezing failed (disk full).
+    pub(super) fn close_last(&self, file: &Arc<LiveFile>, state: &mut State) -> Result<()> {
+        self.births.settled(file.ino);
+        if state.unnamed {
+            self.discard_sessions(state);
+            return Ok(());
+        }
+        self.freeze(file, state)
+    }
+
+    /// Freezes the staged session, if there is one, after its slot covers all of its bytes.
+    pub(super) fn freeze(&self, file: &Arc<LiveFile>, state: &mut State) -> Result<()> {
+        let Some(staged) = &state.staged else { return Ok(()) };
+        if (staged.is_dirty() || staged.recheck) && self.reserve(file.ino, state, false)?.is_none() {
+            state.unnamed = true;
+            self.discard_sessions(state);
+            return Ok(());
+        }
+        self.push_frozen(file, state);
+        Ok(())
+    }
+
+    /// Turns the staged session, whose slot stands, into a frozen one and hands it to the sealers in its turn.
+    pub(super) fn push_frozen(&self, file: &Arc<LiveFile>, state: &mut State) {
+        let (Some(staged), Some(attributes)) = (state.staged.take(), state.attributes) else { return };
+        let frozen = Arc::new(staged.freeze(attributes.size));
+        state.frozen.push_front(frozen.clone());
+        if state.frozen.len() == 1 {
+            self.queue(file, frozen);
+        }
+    }
+
+    pub(super) fn queue(&self, file: &Arc<LiveFile>, frozen: Arc<Frozen>) {
+        // The receivers are gone only when the mount is; then the next mount seals what has a row.
+        let _ = self.jobs.send(SealJob { file: file.clone(), frozen });
+    }
+
+    /// Puts what a live session knows better into `inode`: size, mtime, ctime. Returns the bytes allocated locally if
+    /// there is a session that takes writes, for `st_blocks`.
+    pub fn overlay(&self, inode: &mut Inode) -> Option<u64> {
+        let file = self.find(inode.ino)?;
+        let state = file.state.read();
+        if let Some(attributes) = state.attributes {
+            inode.size = attributes.size;
+            inode.mtime = attributes.mtime;
+            inode.ctime = attributes.ctime;
+        }
+        state.staged.as_ref().filter(|staged| staged.whole).map(Staged::allocated)
+    }
+
+    /// True while `ino` has an open handle.
+    pub fn is_open(&self, ino: InodeId) -> bool {
+        self.find(ino).is_some_and(|file| file.state.read().opens > 0)
+    }
+
+    /// Tells a live session that `utimens`, `chmod` … set these (`None` = unchanged), so that a later slot carries them.
+    pub fn attributes_set(&self, ino: InodeId, mtime: Option<Timestamp>, ctime: Timestamp) {
+        if let Some(file) = self.find(ino)
+            && let Some(attributes) = &mut file.state.write().attributes
+        {
+            attributes.mtime = mtime.unwrap_or(attributes.mtime);
+            attributes.ctime = ctime;
+        }
+    }
+
+    /// Tells that `ino` lost its last name; its slots were voided in that transaction. Its sessions live while it is open.
+    pub fn unnamed(&self, ino: InodeId) {
+        self.births.settled(ino);
+        let Some(file) = self.find(ino) else { return };
+        {
+            let mut state = file.state.write();
+            state.unnamed = true;
+            if state.opens == 0 {
+                self.discard_sessions(&mut state);
+            }
+        }
+        self.forget_if_idle(&file);
+    }
+
+    /// Forgets the sessions of a file without a name that nobody has open, and removes their files. One that a sealer
+    /// holds is found without a slot at its commit and discarded there.
+    fn discard_sessions(&self, state: &mut State) {
+        let paths: Vec<String> = state
+            .staged
+            .take()
+            .map(|staged| {
+                self.space.add(-(staged.accounted as i64));
+                staged.path
+            })
+            .into_iter()
+            .collect();
+        for path in paths {
+            if let Err(error) = remove_files(self.open_files.files(), &path) {
+                tracing::warn!(%path, %error, "a chunk file without a use could not be removed");
+            }
+        }
+        state.frozen.retain(|frozen| frozen.kept.get().is_none());
+        if state.frozen.is_empty() {
+            state.attributes = None;
+        }
+    }
+
+    /// The number of the next session.
+    pub(super) fn next_session(&self) -> SessionId {
+        SessionId(self.next_session.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Makes sure that a staged session takes writes, and that size and times of the file are at hand.
+    pub(super) fn staged<'a>(
+        &self,
+        ino: InodeId,
+        state: &'a mut State,
+    ) -> Result<(&'a mut Staged, &'a mut Attributes)> {
+        if state.staged.is_none() {
+            let inode = self.meta.inode(ino)?;
+            let attributes =
+                state.attributes.unwrap_or(Attributes { size: inode.size, mtime: inode.mtime, ctime: inode.ctime });
+            let whole = attributes.size == 0;
+            let session = self.next_session();
+            let staged = Staged::begin(
+                self.open_files.files(),
+                session,
+                ino,
+                inode.generation,
+                whole,
+                attributes.size,
+                clock::instant(),
+            )
+            .map_err(|source| local_error(format!("begin session {session} of inode {ino}"), source))?;
+            state.attributes = Some(attributes);
+            state.staged = Some(staged);
+        }
+        match (&mut state.staged, &mut state.attributes) {
+            (Some(staged), Some(attributes)) => Ok((staged, attributes)),
+            _ => unreachable!("a staged session has attributes"),
+        }
+    }
+
+    /// The live file of `ino`, if it is live.
+    pub(super) fn find(&self, ino: InodeId) -> Option<Arc<LiveFile>> {
+        self.live.lock().get(&ino).cloned()
+    }
+
+    /// All live files.
+    pub(super) fn all(&self) -> Vec<Arc<LiveFile>> {
+        self.live.lock().values().cloned().collect()
+    }
+
+    /// Runs `body` on the state of `ino`, which becomes live if it is not.
+    pub(super) fn with_live<T>(
+        &self,
+        ino: InodeId,
+        parent: InodeId,
+        body: impl FnOnce(&Arc<LiveFile>, &mut State) -> T,
+    ) -> T {
+        loop {
+            let file = self.live.lock().entry(ino).or_insert_with(|| Arc::new(LiveFile::new(ino, parent))).clone();
+            let mut state = file.state.write();
+            if !state.dead {
+                return body(&file, &mut state);
+            }
+        }
+    }
+
+    /// Takes a file out of the table when nothing holds it.
+    pub(super) fn forget_if_idle(&self, file: &Arc<LiveFile>) {
+        let mut live = self.live.lock();
+        // Who holds the state now looks again after, or the next tick does: the table is not held up by a file's I/O.
+        let Some(mut state) = file.state.try_write() else { return };
+        if state.is_idle() && !state.dead {
+            state.dead = true;
+            live.remove(&file.ino);
+        }
+    }
+}
+
+/// A failed system call on a chunk file.
+pub(super) fn local_error(what: String, source: std::io::Error) -> Error {
+    match source.raw_os_error() {
+        // What the program shall see as it is: no space, quota, file too large.
+        Some(code @ (libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EMFILE | libc::ENFILE)) => {
+            Error::Refused(rustix::io::Errno::from_raw_os_error(code))
+        }
+        _ => Error::Io { what, source },
+    }
+}

@@ -1,0 +1,156 @@
+//! Changing and reading the content of live files.
+//!
+//! Owns: write, truncate, fallocate on the staged session; the plan of who answers for a read.
+//! Does not own: reading committed content (`read`), waiting for space (`vfs::io`).
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::files::{Files, local_error};
+use super::layers::{self, Source};
+use crate::clock::{self, Timestamp};
+use crate::id::InodeId;
+use crate::meta::Result;
+
+/// The largest file: what `loff_t` can say.
+pub const SIZE_MAX: u64 = i64::MAX as u64;
+
+/// A range of a read and where its bytes are.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    pub range: Range<u64>,
+    pub from: From,
+}
+
+/// Where bytes of a file are.
+#[derive(Debug, Clone)]
+pub enum From {
+    /// The staged session's file, at the same offset; what lies beyond its end is zeros.
+    Staged(Arc<File>),
+    /// A frozen session's file by name, likewise.
+    Frozen(String),
+    /// The committed content.
+    Manifest,
+    /// Nowhere: zeros.
+    Hole,
+}
+
+impl Files {
+    /// Writes `data` at `offset` of an open file. The caller has been admitted (`chunk::space`).
+    pub fn write(&self, ino: InodeId, offset: u64, data: &[u8]) -> Result<()> {
+        let end = offset.saturating_add(data.len() as u64);
+        if end > SIZE_MAX {
+            return Err(rustix::io::Errno::FBIG.into());
+        }
+        if data.is_empty() {
+            return Ok(());
+        }
+        let _gate = self.gate.read();
+        self.with_live(ino, InodeId::ROOT, |_, state| {
+            let (staged, attributes) = self.staged(ino, state)?;
+            staged.write_at(offset, data).map_err(|e| local_error(format!("write to inode {ino}"), e))?;
+            let grown = staged.account(data.len() as u64);
+            let now = clock::now();
+            attributes.size = attributes.size.max(end);
+            attributes.mtime = now;
+            attributes.ctime = now;
+            self.space.add(grown);
+            Ok(())
+        })
+    }
+
+    /// Sets the size of a regular file, through a handle or by its name. A closed file is a session filled at once (O3).
+    pub fn truncate(&self, ino: InodeId, size: u64, time: Timestamp) -> Result<()> {
+        if size > SIZE_MAX {
+            return Err(rustix::io::Errno::FBIG.into());
+        }
+        let _gate = self.gate.read();
+        let file: Result<_> = self.with_live(ino, InodeId::ROOT, |file, state| {
+            let (staged, attributes) = self.staged(ino, state)?;
+            staged.set_size(size).map_err(|e| local_error(format!("truncate of inode {ino}"), e))?;
+            *attributes = super::live::Attributes { size, mtime: time, ctime: time };
+            if state.opens == 0 {
+                self.close_last(file, state)?;
+            }
+            Ok(file.clone())
+        });
+        self.forget_if_idle(&file?);
+        Ok(())
+    }
+
+    /// `fallocate(2)`: allocate (`keep_size` or growing), punch a hole, or zero a range.
+    pub fn fallocate(&self, ino: InodeId, range: Range<u64>, mode: Fallocate) -> Result<()> {
+        if range.end > SIZE_MAX {
+            return Err(rustix::io::Errno::FBIG.into());
+        }
+        let _gate = self.gate.read();
+        self.with_live(ino, InodeId::ROOT, |_, state| {
+            let (staged, attributes) = self.staged(ino, state)?;
+            let size = attributes.size;
+            let failed = |e| local_error(format!("fallocate on inode {ino}"), e);
+            match mode {
+                Fallocate::Allocate { keep_size } => staged.allocate(range.clone(), keep_size).map_err(failed)?,
+                Fallocate::Zero { keep_size } => {
+                    if !keep_size && range.end > size {
+                        staged.set_size(range.end).map_err(failed)?;
+                    }
+                    let visible = if keep_size { size } else { size.max(range.end) };
+                    staged.zero(range.start.min(visible)..range.end.min(visible)).map_err(failed)?;
+                }
+            }
+            let grows = match mode {
+                Fallocate::Allocate { keep_size } | Fallocate::Zero { keep_size } => !keep_size,
+            };
+            let now = clock::now();
+            attributes.size = if grows { size.max(range.end) } else { size };
+            attributes.mtime = now;
+            attributes.ctime = now;
+            Ok(())
+        })
+    }
+
+    /// Who answers for `range` of `ino`, cut at the end of the file. `None`: no session lives, the committed content
+    /// answers for all of it.
+    pub fn plan(&self, ino: InodeId, range: Range<u64>) -> Option<Vec<Planned>> {
+        let file = self.find(ino)?;
+        let state = file.state.read();
+        let attributes = state.attributes?;
+        let layers = state.layers();
+        if layers.is_empty() {
+            return None;
+        }
+        let range = range.start.min(attributes.size)..range.end.min(attributes.size);
+        let staged = usize::from(state.staged.is_some());
+        let planned = layers::plan(&layers, range)
+            .into_iter()
+            .map(|segment| Planned {
+                range: segment.range,
+                from: match segment.source {
+                    Source::Layer(0) if staged == 1 => {
+                        From::Staged(state.staged.as_ref().expect("layer 0 is the staged session").file.clone())
+                    }
+                    Source::Layer(index) => {
+                        let frozen = &state.frozen[index - staged];
+                        match frozen.kept.get() {
+                            Some(file) => From::Staged(file.clone()),
+                            None => From::Frozen(frozen.path.clone()),
+                        }
+                    }
+                    Source::Manifest => From::Manifest,
+                    Source::Hole => From::Hole,
+                },
+            })
+            .collect();
+        Some(planned)
+    }
+}
+
+/// What `fallocate(2)` is asked to do, of the modes that exist here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fallocate {
+    /// Mode 0 or `FALLOC_FL_KEEP_SIZE`.
+    Allocate { keep_size: bool },
+    /// `FALLOC_FL_PUNCH_HOLE` (always with keep size) or `FALLOC_FL_ZERO_RANGE`.
+    Zero { keep_size: bool },
+}

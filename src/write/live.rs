@@ -1,0 +1,83 @@
+//! A live file: an inode that is open or has content that is not committed yet.
+//!
+//! Owns: its layers in memory (staged session, frozen ones), how often it is open, size and times newer than the row's.
+//! Does not own: the table of live files and what opens and closes mean (`files`).
+//!
+//! Lock order: `LiveFile::syncing` → `LiveFile::state` → the metadata writer. The table of live files is never locked
+//! while one of these is waited for; it may be locked before them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::layers::Layer;
+use super::session::{Frozen, Staged};
+use crate::clock::Timestamp;
+use crate::id::InodeId;
+
+/// An inode that is open, dirty, or waiting for its seal.
+#[derive(Debug)]
+pub struct LiveFile {
+    pub ino: InodeId,
+    /// Held while a sync is under way and while a session is frozen: a session is not frozen under its own sync.
+    pub syncing: Mutex<()>,
+    pub state: RwLock<State>,
+}
+
+/// What changes about a live file.
+#[derive(Debug)]
+pub struct State {
+    /// Open handles.
+    pub opens: u32,
+    /// It lost its last name: no slot, no seal, its bytes go with the last close.
+    pub unnamed: bool,
+    /// Removed from the table: whoever still holds it must look the inode up again.
+    pub dead: bool,
+    /// The directory it was opened through, for the order of gathered pieces.
+    pub parent: InodeId,
+    /// Newer than the inode's row while a session lives.
+    pub attributes: Option<Attributes>,
+    pub staged: Option<Staged>,
+    /// Newest first; the last one is being sealed.
+    pub frozen: VecDeque<Arc<Frozen>>,
+}
+
+/// Size and times that a session changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attributes {
+    pub size: u64,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+}
+
+impl LiveFile {
+    /// A file that nobody has open yet.
+    pub fn new(ino: InodeId, parent: InodeId) -> LiveFile {
+        LiveFile {
+            ino,
+            syncing: Mutex::new(()),
+            state: RwLock::new(State {
+                opens: 0,
+                unnamed: false,
+                dead: false,
+                parent,
+                attributes: None,
+                staged: None,
+                frozen: VecDeque::new(),
+            }),
+        }
+    }
+}
+
+impl State {
+    /// Sessions as layers, newest first.
+    pub fn layers(&self) -> Vec<Layer<'_>> {
+        self.staged.iter().map(Staged::layer).chain(self.frozen.iter().map(|frozen| frozen.layer())).collect()
+    }
+
+    /// Nothing holds it any more: not open, no session.
+    pub fn is_idle(&self) -> bool {
+        self.opens == 0 && self.staged.is_none() && self.frozen.is_empty()
+    }
+}

@@ -1,0 +1,449 @@
+//! From frozen sessions to committed generations: the sealer threads and the committer.
+//!
+//! Owns: the threads, the open batch, syncing before the commit (S2), what happens to a session's files after it.
+//! Does not own: the pass over a session's bytes (`seal`), the layout of shared chunks (`gather`), the rows (`meta::commit`).
+//!
+//! ```text
+//! jobs ─▶ sealer × n: read, cut, hash; sync if large ─▶ committer: gather, hash, sync, one transaction ─▶ live files
+//!                                                            └─ a failed step keeps the batch and tries again
+//! ```
+//!
+//! - Sessions of one inode come one after the other: the next is queued when the one before is committed.
+//! - Files are removed only after the metadata log is synced past the commit that made them useless (S3).
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::files::{Files, SealJob};
+use super::gather::{self, Closing, Piece};
+use super::seal::{self, Sealed};
+use super::session::remove_files;
+use crate::chunk::file::ranges_path;
+use crate::clock;
+use crate::id::{ChunkHash, SessionId};
+use crate::meta::Result;
+use crate::meta::commit::{Batch, SealedChunk, SealedExtent, SealedPiece, SealedSession};
+
+/// Sealed sessions between sealers and committer at most.
+const SEALED_QUEUE: usize = 256;
+/// Sessions in one transaction at most.
+const COMMIT_SESSIONS: usize = 1024;
+/// From this many files in a batch on, one `syncfs` is cheaper than a sync of each (S2).
+const SYNCFS_FROM: usize = 32;
+/// How long after a failure (disk full, I/O error) the same step is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// The threads of the pipeline; dropping it does not stop them, [`Pipeline::stop`] does.
+pub struct Pipeline {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A session that was read and hashed, before its small pieces are.
+struct Ready {
+    job: SealJob,
+    sealed: Sealed,
+}
+
+impl Pipeline {
+    /// Starts `sealers` sealer threads and the committer.
+    pub fn start(
+        files: &Arc<Files>,
+        queue: Receiver<SealJob>,
+        sealers: usize,
+        chunk_size: u64,
+    ) -> io::Result<Pipeline> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (sender, sealed) = crossbeam_channel::bounded(SEALED_QUEUE);
+        let mut threads = Vec::new();
+        for index in 0..sealers {
+            let (files, queue, sender, stop) = (files.clone(), queue.clone(), sender.clone(), stop.clone());
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("sealer-{index}"))
+                    .spawn(move || run_sealer(&files, &queue, &sender, &stop, chunk_size))?,
+            );
+        }
+        let committer = Committer {
+            files: files.clone(),
+            chunk_size,
+            ready: Vec::new(),
+            gathering: Vec::new(),
+            closing: Closing::new(chunk_size, clock::instant()),
+        };
+        let stopping = stop.clone();
+        threads.push(
+            std::thread::Builder::new().name("committer".into()).spawn(move || committer.run(&sealed, &stopping))?,
+        );
+        Ok(Pipeline { stop, threads })
+    }
+
+    /// Ends the threads. What is not committed stays as it is, for the next mount.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Release);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the seal pipeline panicked");
+            }
+        }
+    }
+}
+
+fn run_sealer(files: &Files, queue: &Receiver<SealJob>, sender: &Sender<Ready>, stop: &AtomicBool, chunk_size: u64) {
+    while !stop.load(Ordering::Acquire) {
+        let Ok(job) = queue.recv_timeout(Duration::from_millis(100)) else { continue };
+        match seal_one(files, &job, chunk_size) {
+            Ok(sealed) => {
+                let mut ready = Ready { job, sealed };
+                while let Err(crossbeam_channel::SendTimeoutError::Timeout(back)) =
+                    sender.send_timeout(ready, Duration::from_millis(100))
+                {
+                    if stop.load(Ordering::Acquire) {
+                        return;
+                    }
+                    ready = back;
+                }
+            }
+            Err(error) => {
+                if job.file.state.read().unnamed {
+                    files.settle(&job, End::Discarded);
+                    continue;
+                }
+                tracing::error!(inode = %job.file.ino, path = %job.frozen.path, %error, "sealing failed, will be tried again");
+                pause(RETRY, stop);
+                files.queue(&job.file, job.frozen);
+            }
+        }
+    }
+}
+
+/// Waits, but not longer than until `stop`.
+fn pause(duration: Duration, stop: &AtomicBool) {
+    let end = clock::instant() + duration;
+    while clock::instant() < end && !stop.load(Ordering::Acquire) {
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+fn seal_one(files: &Files, job: &SealJob, chunk_size: u64) -> io::Result<Sealed> {
+    let file = files.open_files.files().open(&job.frozen.path)?;
+    let sealed = seal::seal(&file, &job.frozen, chunk_size)?;
+    if !sealed.own.is_empty() {
+        // A large file is synced here, so that the small ones of its moment do not wait for it.
+        file.sync_data()?;
+    }
+    Ok(sealed)
+}
+
+struct Committer {
+    files: Arc<Files>,
+    chunk_size: u64,
+    /// Sessions without small pieces: committed as soon as nothing more is at hand.
+    ready: Vec<Ready>,
+    /// Sessions whose small pieces wait for a shared chunk.
+    gathering: Vec<Ready>,
+    closing: Closing,
+}
+
+impl Committer {
+    fn run(mut self, sealed: &Receiver<Ready>, stop: &AtomicBool) {
+        while !stop.load(Ordering::Acquire) {
+            let hurry = self.files.hurry.load(Ordering::Acquire) > 0;
+            let now = clock::instant();
+            let due = self.closing.due(hurry);
+            let wait =
+                if !self.ready.is_empty() { Duration::ZERO } else { due.map_or(POLL, |due| due.since(now)).min(POLL) };
+            match sealed.recv_timeout(wait) {
+                Ok(ready) => {
+                    self.add(ready);
+                    if self.ready.len() < COMMIT_SESSIONS && self.closing.due(hurry).is_none_or(|due| due > now) {
+                        continue;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if !self.ready.is_empty() {
+                let batch = std::mem::take(&mut self.ready);
+                self.commit(batch, stop);
+            }
+            if self.closing.due(hurry).is_some_and(|due| due <= clock::instant()) {
+                let batch = std::mem::take(&mut self.gathering);
+                self.closing.closed();
+                self.commit(batch, stop);
+            }
+        }
+    }
+
+    fn add(&mut self, ready: Ready) {
+        if ready.sealed.small.is_empty() {
+            self.ready.push(ready);
+            return;
+        }
+        let now = clock::instant();
+        for run in &ready.sealed.small {
+            self.closing.add(run.end - run.start, now);
+        }
+        self.gathering.push(ready);
+    }
+
+    /// Commits a batch, trying again until it succeeds: its sessions hold acknowledged bytes.
+    fn commit(&self, batch: Vec<Ready>, stop: &AtomicBool) {
+        loop {
+            match self.try_commit(&batch) {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::error!(sessions = batch.len(), %error, "commit of sealed sessions failed, will be tried again");
+                    pause(RETRY, stop);
+                }
+            }
+            if stop.load(Ordering::Acquire) {
+                return;
+            }
+        }
+    }
+
+    fn try_commit(&self, readies: &[Ready]) -> Result<()> {
+        // A file that lost its name meanwhile may be gone from the disk, too: nothing of it is needed.
+        let (live, dead): (Vec<&Ready>, Vec<&Ready>) =
+            readies.iter().partition(|ready| !ready.job.file.state.read().unnamed);
+        let batch = match self.build(&live) {
+            Ok(batch) => batch,
+            Err(source) => {
+                return Err(super::files::local_error("read of sealed chunk files".into(), source));
+            }
+        };
+        let outcome = self.files.meta.write(|tx| {
+            for ready in &dead {
+                tx.delete_session(ready.job.frozen.id)?;
+            }
+            tx.commit_content(&batch)
+        })?;
+        let index_of: HashMap<SessionId, usize> =
+            live.iter().enumerate().map(|(index, ready)| (ready.job.frozen.id, index)).collect();
+        self.files.meta.sync()?;
+        for (index, ready) in live.iter().enumerate() {
+            let path = &ready.job.frozen.path;
+            let removed = match outcome.files[index] {
+                // Its bytes serve chunks; only the record of its ranges is of no more use.
+                Some(id) => {
+                    self.files.space.add(ready.sealed.allocated as i64);
+                    self.files.evictor.used(id);
+                    self.files.open_files.files().remove(&ranges_path(path))
+                }
+                None => {
+                    self.files.open_files.forget(path);
+                    remove_files(self.files.open_files.files(), path)
+                }
+            };
+            if let Err(error) = removed {
+                tracing::warn!(%path, %error, "a chunk file without a use could not be removed");
+            }
+        }
+        for id in outcome.committed {
+            self.files.settle(&live[index_of[&id]].job, End::Committed);
+        }
+        for id in outcome.discarded {
+            let index = index_of[&id];
+            // As filler of a shared chunk its file has a row and serves on.
+            let end = if outcome.files[index].is_some() { End::Filler } else { End::Discarded };
+            self.files.settle(&live[index].job, end);
+        }
+        for ready in dead {
+            self.files.settle(&ready.job, End::Discarded);
+        }
+        Ok(())
+    }
+
+    /// Hashes the shared chunks, syncs the files, and describes the batch for its transaction.
+    fn build(&self, readies: &[&Ready]) -> io::Result<Batch> {
+        let mut batch = Batch {
+            files: readies.iter().map(|ready| (ready.job.frozen.path.clone(), ready.sealed.allocated)).collect(),
+            ..Batch::default()
+        };
+        let mut extents: Vec<Vec<SealedExtent>> = vec![Vec::new(); readies.len()];
+        for (index, ready) in readies.iter().enumerate() {
+            for own in &ready.sealed.own {
+                let chunk = batch.chunks.len();
+                let mut pieces = Vec::with_capacity(own.runs.len());
+                let mut at = 0;
+                for (run, crc32c) in &own.runs {
+                    let length = run.end - run.start;
+                    pieces.push(SealedPiece {
+                        chunk_offset: at,
+                        length,
+                        file: index,
+                        file_offset: run.start,
+                        crc32c: *crc32c,
+                    });
+                    extents[index].push(SealedExtent { offset: run.start, length, chunk, chunk_offset: at });
+                    at += length;
+                }
+                batch.chunks.push(SealedChunk { hash: own.hash, length: own.length, pieces });
+            }
+        }
+        self.gather(readies, &mut batch, &mut extents)?;
+        for (ready, mut extents) in readies.iter().zip(extents) {
+            extents.sort_unstable_by_key(|extent| extent.offset);
+            let frozen = &ready.job.frozen;
+            batch.sessions.push(SealedSession {
+                session: frozen.id,
+                ino: ready.job.file.ino,
+                whole: frozen.whole,
+                base_limit: frozen.base_limit,
+                extents,
+                zero: ready.sealed.zero.clone(),
+            });
+        }
+        Ok(batch)
+    }
+
+    fn gather(&self, readies: &[&Ready], batch: &mut Batch, extents: &mut [Vec<SealedExtent>]) -> io::Result<()> {
+        let mut pieces = Vec::new();
+        let mut gathered = Vec::new();
+        for (session, ready) in readies.iter().enumerate() {
+            let file = &ready.job.file;
+            let parent = file.state.read().parent;
+            for run in &ready.sealed.small {
+                pieces.push(Piece { parent, ino: file.ino, offset: run.start, length: run.end - run.start, session });
+            }
+            if !ready.sealed.small.is_empty() {
+                gathered.push(session);
+            }
+        }
+        let mut opened: HashMap<usize, File> = HashMap::new();
+        let mut buffer = Vec::new();
+        for plan in gather::layout(pieces, self.chunk_size) {
+            let mut hasher = blake3::Hasher::new();
+            let chunk = batch.chunks.len();
+            let mut sealed = SealedChunk { hash: ChunkHash::of(b""), length: plan.length, pieces: Vec::new() };
+            let mut at = 0;
+            for (session, run) in plan.runs {
+                // Pieces are in order of files: one descriptor at a time.
+                if !opened.contains_key(&session) {
+                    opened.clear();
+                    let path = &readies[session].job.frozen.path;
+                    opened.insert(session, self.files.open_files.files().open(path)?);
+                }
+                let length = run.end - run.start;
+                read_run(&opened[&session], &run, &mut buffer)?;
+                hasher.update(&buffer);
+                sealed.pieces.push(SealedPiece {
+                    chunk_offset: at,
+                    length,
+                    file: session,
+                    file_offset: run.start,
+                    crc32c: seal::crc32c(&buffer),
+                });
+                extents[session].push(SealedExtent { offset: run.start, length, chunk, chunk_offset: at });
+                at += length;
+            }
+            sealed.hash = hasher.finalize().into();
+            batch.chunks.push(sealed);
+        }
+        self.sync(readies, &gathered)
+    }
+
+    /// Makes the bytes of the small sessions survive a power cut, before they are committed (S2).
+    fn sync(&self, readies: &[&Ready], gathered: &[usize]) -> io::Result<()> {
+        if gathered.len() >= SYNCFS_FROM {
+            let state_dir = File::open(self.files.open_files.files().state_dir())?;
+            return Ok(rustix::fs::syncfs(&state_dir)?);
+        }
+        for &session in gathered {
+            let path = &readies[session].job.frozen.path;
+            self.files.open_files.files().open(path)?.sync_data()?;
+            self.files.open_files.files().sync_entry(path)?;
+        }
+        Ok(())
+    }
+}
+
+/// The committer looks at least this often for somebody in a hurry.
+const POLL: Duration = Duration::from_millis(20);
+
+fn read_run(file: &File, run: &std::ops::Range<u64>, buffer: &mut Vec<u8>) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let length = usize::try_from(run.end - run.start).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    buffer.resize(length, 0);
+    file.read_exact_at(buffer, run.start)
+}
+
+/// How a frozen session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It is the content of its inode.
+    Committed,
+    /// Its inode has no name; its file goes.
+    Discarded,
+    /// Its inode has no name; its file stays, as others share a chunk with it.
+    Filler,
+}
+
+/// While it lives, gathered chunks close at once.
+pub struct Hurry<'a> {
+    files: &'a Files,
+}
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.files.hurry.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Files {
+    /// Somebody waits for what is frozen: do not wait for company (S9).
+    pub fn hurry(&self) -> Hurry<'_> {
+        self.hurry.fetch_add(1, Ordering::AcqRel);
+        Hurry { files: self }
+    }
+
+    /// Takes a session that came to its end out of its live file.
+    fn settle(&self, job: &SealJob, end: End) {
+        {
+            let mut state = job.file.state.write();
+            self.space.add(-(job.frozen.accounted as i64));
+            if end != End::Committed && state.opens > 0 {
+                // Still read through an open handle: the descriptor keeps its bytes, whatever becomes of the name.
+                match self.open_files.files().open(&job.frozen.path) {
+                    Ok(file) => drop(job.frozen.kept.set(Arc::new(file))),
+                    Err(error) => tracing::warn!(path = %job.frozen.path, %error, "content of an open file is gone"),
+                }
+            } else {
+                state.frozen.retain(|frozen| frozen.id != job.frozen.id);
+            }
+            if end == End::Discarded {
+                self.open_files.forget(&job.frozen.path);
+                if let Err(error) = remove_files(self.open_files.files(), &job.frozen.path) {
+                    tracing::warn!(path = %job.frozen.path, %error, "a chunk file without a use could not be removed");
+                }
+            }
+            match state.frozen.iter().rev().find(|frozen| frozen.kept.get().is_none()).cloned() {
+                Some(next) => self.queue(&job.file, next),
+                None if state.frozen.is_empty() && state.staged.is_none() => state.attributes = None,
+                None => {}
+            }
+        }
+        self.forget_if_idle(&job.file);
+        *self.settled.lock() += 1;
+        self.settled_changed.notify_all();
+    }
+
+    /// Sessions that are not committed yet, staged ones too.
+    pub fn uncommitted(&self) -> usize {
+        self.all()
+            .iter()
+            .map(|file| {
+                let state = file.state.read();
+                if state.unnamed { 0 } else { state.frozen.len() + usize::from(state.staged.is_some()) }
+            })
+            .sum()
+    }
+}

@@ -1,0 +1,332 @@
+//! A write session: one sparse chunk file that takes an inode's writes until it is sealed.
+//!
+//! Owns: the staged file, its dirty ranges and their record on disk, how often it was dirtied and how much of that its slot
+//! covers. A frozen session takes no more writes.
+//! Does not own: the inode's other layers (`live`), reserving slots (`slots`), sealing (`seal`).
+//!
+//! The staged file's length is always the file's size: a truncate cuts it, so that recovery can read the size from it.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::{FallocateFlags, fallocate};
+
+use super::layers::Layer;
+use super::ranges::{self, RangeSet};
+use crate::chunk::file::{ChunkFiles, SessionName, ranges_path};
+use crate::clock::Instant;
+use crate::id::{Generation, InodeId, SessionId};
+
+/// A session that takes writes.
+#[derive(Debug)]
+pub struct Staged {
+    pub id: SessionId,
+    pub base: Generation,
+    pub whole: bool,
+    pub base_limit: u64,
+    /// Name of its chunk file.
+    pub path: String,
+    pub file: Arc<File>,
+    pub ranges: RangeSet,
+    log: Option<RangeLog>,
+    /// Counts up with every change of content; a slot covers it up to `slot_dirtyings`.
+    pub dirtyings: u64,
+    pub slot_dirtyings: u64,
+    /// A record that named the inode reserved a slot meanwhile: its size and times may be older than a later flush's.
+    pub recheck: bool,
+    /// Reserved a slot at least once.
+    pub has_slot: bool,
+    /// Its slot was asked for by an `fsync`.
+    pub fsynced: bool,
+    /// Bytes known to be on disk, of a whole session (S1).
+    pub synced_size: Option<u64>,
+    /// Its directory entry is known to be on disk.
+    pub entry_synced: bool,
+    /// When it began.
+    pub began: Instant,
+    /// Bytes counted as used local space.
+    pub accounted: u64,
+    /// Written since the count was last compared with the disk.
+    unchecked: u64,
+}
+
+/// Bytes written after which the count of used space is compared with the disk.
+const ACCOUNT_CHECK: u64 = 4 << 20;
+
+/// What one sync covers.
+#[derive(Debug)]
+pub struct SyncPoint {
+    file: Arc<File>,
+    size: u64,
+    log: Option<(Arc<File>, u64)>,
+}
+
+impl SyncPoint {
+    /// Syncs the bytes.
+    pub fn sync_bytes(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Syncs the record that says they are synced.
+    pub fn sync_record(&self) -> io::Result<()> {
+        self.log.as_ref().map_or(Ok(()), |(file, _)| file.sync_data())
+    }
+}
+
+/// The record on disk of an edit session's dirty ranges.
+#[derive(Debug)]
+struct RangeLog {
+    file: Arc<File>,
+    records: u64,
+}
+
+/// A session that takes no more writes and waits for its seal, then for its commit.
+#[derive(Debug)]
+pub struct Frozen {
+    pub id: SessionId,
+    pub whole: bool,
+    pub base_limit: u64,
+    pub path: String,
+    pub ranges: RangeSet,
+    /// Bytes of the file when it was frozen.
+    pub size: u64,
+    /// Bytes counted as used local space until its commit counts what is really allocated.
+    pub accounted: u64,
+    /// Its file, when it was discarded while a handle still reads it.
+    pub kept: OnceLock<Arc<File>>,
+}
+
+impl Staged {
+    /// Begins a session on content of `size` bytes: whole (nothing shows through) or an edit.
+    pub fn begin(
+        files: &ChunkFiles,
+        id: SessionId,
+        ino: InodeId,
+        base: Generation,
+        whole: bool,
+        size: u64,
+        now: Instant,
+    ) -> io::Result<Staged> {
+        let path = SessionName { session: id, ino, base, whole }.path();
+        let file = files.create(&path)?;
+        let mut log = None;
+        if !whole {
+            file.set_len(size)?;
+            log = Some(RangeLog { file: Arc::new(files.create(&ranges_path(&path))?), records: 0 });
+        }
+        Ok(Staged {
+            id,
+            base,
+            whole,
+            base_limit: if whole { 0 } else { size },
+            path,
+            file: Arc::new(file),
+            ranges: RangeSet::default(),
+            log,
+            dirtyings: 0,
+            slot_dirtyings: 0,
+            recheck: false,
+            has_slot: false,
+            fsynced: false,
+            synced_size: None,
+            entry_synced: false,
+            began: now,
+            accounted: 0,
+            unchecked: 0,
+        })
+    }
+
+    /// Writes `data` at `offset`: data, then the range record (S6); the caller replies after.
+    pub fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, offset)?;
+        self.dirtied(offset..offset + data.len() as u64)
+    }
+
+    /// Cuts or extends the file to `size` bytes. Bytes that come into view again later are zeros.
+    pub fn set_size(&mut self, size: u64) -> io::Result<()> {
+        self.file.set_len(size)?;
+        self.ranges.cut(size);
+        self.base_limit = self.base_limit.min(size);
+        // With nothing below in view there is no need to know which bytes are dirty: all are.
+        self.whole |= self.base_limit == 0;
+        self.dirtyings += 1;
+        Ok(())
+    }
+
+    /// Makes `range` zeros; `range` lies inside the file.
+    pub fn zero(&mut self, range: Range<u64>) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        fallocate(
+            &*self.file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            range.start,
+            range.end - range.start,
+        )?;
+        self.dirtied(range)
+    }
+
+    /// Allocates space for `range` without changing a byte; the file grows to its end unless `keep_size`.
+    pub fn allocate(&mut self, range: Range<u64>, keep_size: bool) -> io::Result<()> {
+        let flags = if keep_size { FallocateFlags::KEEP_SIZE } else { FallocateFlags::empty() };
+        if self.whole {
+            fallocate(&*self.file, flags, range.start, range.end - range.start)?;
+        } else if !keep_size && self.file.metadata()?.len() < range.end {
+            self.file.set_len(range.end)?;
+        }
+        self.dirtyings += 1;
+        Ok(())
+    }
+
+    fn dirtied(&mut self, range: Range<u64>) -> io::Result<()> {
+        if !self.whole
+            && self.ranges.insert(range.clone())
+            && let Some(log) = &mut self.log
+        {
+            let mut records = Vec::with_capacity(ranges::RECORD);
+            ranges::encode_range(range, &mut records);
+            log.append(&records)?;
+        }
+        self.dirtyings += 1;
+        Ok(())
+    }
+
+    /// What a sync that begins now will cover: taken before it, as bytes that come meanwhile are not covered (S1).
+    pub fn sync_point(&self) -> io::Result<SyncPoint> {
+        Ok(SyncPoint {
+            file: self.file.clone(),
+            size: self.file.metadata()?.len(),
+            log: self.log.as_ref().map(|log| (log.file.clone(), log.records)),
+        })
+    }
+
+    /// Puts on record that the sync of `point` is done. For an edit the record itself is on disk only after
+    /// [`SyncPoint::sync_record`].
+    pub fn mark_synced(&mut self, point: &SyncPoint) -> io::Result<()> {
+        if self.whole {
+            self.synced_size = Some(point.size);
+        } else if let (Some(log), Some((_, records))) = (&mut self.log, &point.log) {
+            let mut mark = Vec::with_capacity(ranges::RECORD);
+            ranges::encode_mark(u32::try_from(*records).unwrap_or(u32::MAX), &mut mark);
+            log.append(&mark)?;
+        }
+        Ok(())
+    }
+
+    /// Counts `written` bytes as used local space and returns by how much the count changed. Overwriting takes no space, so
+    /// from time to time the count is set to what is really allocated.
+    pub fn account(&mut self, written: u64) -> i64 {
+        let before = self.accounted;
+        self.accounted += written;
+        self.unchecked += written;
+        if self.unchecked >= ACCOUNT_CHECK {
+            self.unchecked = 0;
+            self.accounted = self.allocated();
+        }
+        self.accounted as i64 - before as i64
+    }
+
+    /// Dirty since its last slot, or never had one.
+    pub fn is_dirty(&self) -> bool {
+        self.dirtyings != self.slot_dirtyings
+    }
+
+    /// Ends writing: the descriptors are closed.
+    pub fn freeze(self, size: u64) -> Frozen {
+        Frozen {
+            id: self.id,
+            whole: self.whole,
+            base_limit: self.base_limit,
+            path: self.path,
+            ranges: if self.whole { RangeSet::default() } else { self.ranges },
+            size,
+            accounted: self.accounted,
+            kept: OnceLock::new(),
+        }
+    }
+
+    /// The session as a layer of content.
+    pub fn layer(&self) -> Layer<'_> {
+        Layer { whole: self.whole, base_limit: self.base_limit, ranges: &self.ranges }
+    }
+
+    /// Bytes allocated on disk.
+    pub fn allocated(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        self.file.metadata().map_or(0, |metadata| metadata.blocks() * 512)
+    }
+}
+
+impl Frozen {
+    /// The session as a layer of content.
+    pub fn layer(&self) -> Layer<'_> {
+        Layer { whole: self.whole, base_limit: self.base_limit, ranges: &self.ranges }
+    }
+}
+
+impl RangeLog {
+    fn append(&mut self, records: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(records, self.records * ranges::RECORD as u64)?;
+        self.records += (records.len() / ranges::RECORD) as u64;
+        Ok(())
+    }
+}
+
+/// Removes a session's files; that some are gone already is fine.
+pub fn remove_files(files: &ChunkFiles, path: &str) -> io::Result<()> {
+    files.remove(&ranges_path(path))?;
+    files.remove(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn staged(whole: bool, size: u64) -> (tempfile::TempDir, ChunkFiles, Staged) {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ChunkFiles::new(dir.path()).unwrap();
+        let staged =
+            Staged::begin(&files, SessionId(7), InodeId(2), Generation(1), whole, size, Instant::START).unwrap();
+        (dir, files, staged)
+    }
+
+    fn log(files: &ChunkFiles, staged: &Staged) -> Vec<u8> {
+        std::fs::read(files.locate(&ranges_path(&staged.path))).unwrap()
+    }
+
+    #[test]
+    fn s6_a_write_is_on_record_before_it_returns() {
+        let (_dir, files, mut staged) = staged(false, 100);
+        staged.write_at(10, b"abc").unwrap();
+        let recovered = ranges::decode(&log(&files, &staged), ranges::Trust::All);
+        assert_eq!(recovered.ranges, staged.ranges);
+        assert_eq!(staged.file.metadata().unwrap().len(), 100, "the length of the staged file is the size");
+    }
+
+    #[test]
+    fn s1_a_mark_covers_what_was_written_before_its_sync() {
+        let (_dir, files, mut staged) = staged(false, 100);
+        staged.write_at(10, b"abc").unwrap();
+        let point = staged.sync_point().unwrap();
+        point.sync_bytes().unwrap();
+        staged.write_at(50, b"abc").unwrap();
+        staged.mark_synced(&point).unwrap();
+        point.sync_record().unwrap();
+        let recovered = ranges::decode(&log(&files, &staged), ranges::Trust::Synced);
+        assert_eq!(recovered.ranges.iter().collect::<Vec<_>>(), [10..13]);
+    }
+
+    #[test]
+    fn an_edit_cut_to_nothing_is_whole() {
+        let (_dir, _files, mut staged) = staged(false, 100);
+        staged.write_at(10, b"abc").unwrap();
+        staged.set_size(50).unwrap();
+        assert!(!staged.whole && staged.base_limit == 50);
+        staged.set_size(0).unwrap();
+        assert!(staged.whole);
+    }
+}

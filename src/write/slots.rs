@@ -1,0 +1,244 @@
+//! When a dirty file takes its place in history, and what makes it durable (O1, O8, S1).
+//!
+//! Owns: FLUSH, fsync, rotation, and the claim of a dirty inode on a slot before a record that names it.
+//! Does not own: the slot's row (`meta::slot`), what happens to a frozen session (`pipeline`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::files::{Files, local_error};
+use super::live::{LiveFile, State};
+use crate::clock;
+use crate::id::{InodeId, Seq, SessionId};
+use crate::meta::Result;
+use crate::meta::slot::SlotRequest;
+
+/// From this size on, writeback starts at FLUSH, so that the sync before the commit (S2) finds little to do.
+const WRITEBACK_AT: u64 = 1 << 20;
+
+/// How long an `fsync` waits for sessions that were frozen before it (D3).
+const SYNC_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A claim on the place that a dirty inode must take before a record that names it (O1): reserve `request` in that
+/// record's transaction before its own record, then call [`Files::slot_reserved`].
+#[derive(Debug, Clone, Copy)]
+pub struct Dirty {
+    pub request: SlotRequest,
+    /// The count of dirtyings that `request` covers.
+    pub dirtyings: u64,
+}
+
+/// When open sessions are rotated (O8).
+#[derive(Debug, Clone, Copy)]
+pub struct Rotation {
+    /// A session with an `fsync` slot, this long after it began.
+    pub synced_after: Duration,
+    /// Any session, this long after it began.
+    pub after: Duration,
+}
+
+impl Default for Rotation {
+    fn default() -> Rotation {
+        Rotation { synced_after: Duration::from_secs(2), after: Duration::from_secs(60) }
+    }
+}
+
+impl Files {
+    /// FLUSH, at each `close(2)`: a file that is dirty since its last slot takes one.
+    pub fn flush(&self, ino: InodeId) -> Result<()> {
+        let Some(file) = self.find(ino) else { return Ok(()) };
+        let writeback = {
+            let mut state = file.state.write();
+            if !state.staged.as_ref().is_some_and(|staged| staged.is_dirty()) {
+                return Ok(());
+            }
+            self.reserve(ino, &mut state, false)?;
+            let large = state.attributes.is_some_and(|attributes| attributes.size >= WRITEBACK_AT);
+            state.staged.as_ref().filter(|_| large).map(|staged| staged.file.clone())
+        };
+        if let Some(staged) = writeback {
+            use std::os::fd::AsRawFd;
+            // SAFETY: the descriptor is open while `staged` lives. A failure only means that the later sync has more to do.
+            unsafe { libc::sync_file_range(staged.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+        }
+        Ok(())
+    }
+
+    /// `fsync(2)` under the policy `local`: what was written is on disk, and so is its place in history (S1). May take as
+    /// long as the disk does; not for a thread that others wait for.
+    pub fn fsync(&self, ino: InodeId) -> Result<()> {
+        if let Some(file) = self.find(ino) {
+            self.sync_staged(&file)?;
+            self.wait_committed(&file)?;
+        }
+        self.meta.sync()
+    }
+
+    fn sync_staged(&self, file: &Arc<LiveFile>) -> Result<()> {
+        let _syncing = file.syncing.lock();
+        let failed = |what: &str, source| local_error(format!("{what} of inode {}", file.ino), source);
+        let (point, entry) = {
+            let state = file.state.read();
+            let Some(staged) = state.staged.as_ref().filter(|_| !state.unnamed) else { return Ok(()) };
+            let point = staged.sync_point().map_err(|e| failed("stat of the staged file", e))?;
+            (point, (!staged.entry_synced).then(|| staged.path.clone()))
+        };
+        point.sync_bytes().map_err(|e| failed("sync of the staged file", e))?;
+        {
+            let mut state = file.state.write();
+            let Some(staged) = &mut state.staged else { return Ok(()) };
+            staged.mark_synced(&point).map_err(|e| failed("sync mark", e))?;
+        }
+        point.sync_record().map_err(|e| failed("sync of the range record", e))?;
+        if let Some(path) = entry {
+            self.open_files.files().sync_entry(&path).map_err(|e| failed("sync of the directory entry", e))?;
+        }
+        let mut state = file.state.write();
+        let Some(staged) = &mut state.staged else { return Ok(()) };
+        staged.entry_synced = true;
+        if staged.is_dirty() || !staged.fsynced {
+            self.reserve(file.ino, &mut state, true)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the sessions frozen by now are committed; their bytes are synced before that (S2).
+    fn wait_committed(&self, file: &Arc<LiveFile>) -> Result<()> {
+        let newest = {
+            let state = file.state.read();
+            if state.unnamed { None } else { state.frozen.front().map(|frozen| frozen.id) }
+        };
+        let Some(newest) = newest else { return Ok(()) };
+        let _hurry = self.hurry();
+        let deadline = clock::instant() + SYNC_DEADLINE;
+        let mut settled = self.settled.lock();
+        while file.state.read().frozen.iter().any(|frozen| frozen.id <= newest) {
+            if clock::instant() >= deadline {
+                // Not lost, not yet proven (D3): the session stays queued.
+                return Err(rustix::io::Errno::TIMEDOUT.into());
+            }
+            self.settled_changed.wait_for(&mut settled, Duration::from_secs(1));
+        }
+        Ok(())
+    }
+
+    /// The slot that `ino` needs before a record that names it, if it is dirty since its last one.
+    pub fn dirty(&self, ino: InodeId) -> Option<Dirty> {
+        let file = self.find(ino)?;
+        let state = file.state.read();
+        let staged = state.staged.as_ref().filter(|staged| staged.is_dirty())?;
+        Some(Dirty { request: request(ino, &state, false)?, dirtyings: staged.dirtyings })
+    }
+
+    /// Notes that the slot of `dirty` was reserved.
+    pub fn slot_reserved(&self, dirty: &Dirty) {
+        let Some(file) = self.find(dirty.request.ino) else { return };
+        let mut state = file.state.write();
+        let Some(staged) = state.staged.as_mut().filter(|staged| staged.id == dirty.request.session) else { return };
+        staged.slot_dirtyings = staged.slot_dirtyings.max(dirty.dirtyings);
+        staged.has_slot = true;
+        // A flush may have renewed the slot with newer values in between: the seal looks again.
+        staged.recheck = true;
+        // The head is at or after the slot: a birth waits rather too long than too short.
+        self.births().has_slot(dirty.request.ino, self.meta.head());
+    }
+
+    /// Reserves or renews the slot of the staged session. `None`: the inode has no name.
+    pub(super) fn reserve(&self, ino: InodeId, state: &mut State, fsynced: bool) -> Result<Option<Seq>> {
+        let Some(request) = request(ino, state, fsynced) else { return Ok(None) };
+        if state.unnamed {
+            return Ok(None);
+        }
+        let slot = self.meta.write(|tx| tx.reserve_slot(&request))?;
+        reserved(state, fsynced);
+        if let Some(slot) = slot {
+            self.births().has_slot(ino, slot);
+        }
+        Ok(slot)
+    }
+
+    /// Rotation (O8): one cut of the whole filesystem. Every dirty open session takes its slot in one transaction, as one
+    /// unit, and goes to the sealers; later writes begin fresh sessions. Returns the journal head of the cut.
+    pub fn rotate(&self) -> Result<Seq> {
+        let files = self.all();
+        let _gate = self.gate.write();
+        // A file whose sync is under way is left out: waiting for it would hold every writer.
+        let mut cut = Vec::new();
+        for file in &files {
+            let Some(syncing) = file.syncing.try_lock() else { continue };
+            let state = file.state.write();
+            if state.staged.is_some() && !state.unnamed {
+                cut.push((file, state, syncing));
+            }
+        }
+        let requests: Vec<SlotRequest> =
+            cut.iter().filter_map(|(file, state, _)| request(file.ino, state, false)).collect();
+        if requests.is_empty() {
+            return Ok(self.meta.head());
+        }
+        let slots = self.meta.write(|tx| {
+            let slots = requests.iter().map(|request| tx.reserve_slot(request)).collect::<Result<Vec<_>>>()?;
+            let sessions: Vec<SessionId> = requests.iter().map(|request| request.session).collect();
+            tx.join_slots(&sessions)?;
+            Ok(slots)
+        })?;
+        for ((file, state, _), slot) in cut.iter_mut().zip(slots) {
+            if let Some(slot) = slot {
+                reserved(state, false);
+                self.births().has_slot(file.ino, slot);
+                self.push_frozen(file, state);
+            }
+        }
+        Ok(self.meta.head())
+    }
+
+    /// Rotates if some session is due, and ends sessions of closed files that could not be ended before (disk full).
+    pub fn tick(&self, rotation: &Rotation) -> Result<()> {
+        let now = clock::instant();
+        let mut due = false;
+        for file in self.all() {
+            let unfinished = {
+                let state = file.state.read();
+                if let Some(staged) = state.staged.as_ref().filter(|_| !state.unnamed) {
+                    let age = now.since(staged.began);
+                    due |= age >= rotation.after || (staged.fsynced && age >= rotation.synced_after);
+                }
+                state.opens == 0 && state.staged.is_some()
+            };
+            if unfinished {
+                let _syncing = file.syncing.lock();
+                let mut state = file.state.write();
+                if state.opens == 0 {
+                    self.close_last(&file, &mut state)?;
+                }
+            }
+            self.forget_if_idle(&file);
+        }
+        if due { self.rotate().map(drop) } else { Ok(()) }
+    }
+}
+
+fn request(ino: InodeId, state: &State, fsynced: bool) -> Option<SlotRequest> {
+    let (staged, attributes) = (state.staged.as_ref()?, state.attributes?);
+    Some(SlotRequest {
+        ino,
+        session: staged.id,
+        base: staged.base,
+        whole: staged.whole,
+        base_limit: staged.base_limit,
+        synced_size: staged.synced_size,
+        size: attributes.size,
+        mtime: attributes.mtime,
+        ctime: attributes.ctime,
+        fsynced: fsynced || staged.fsynced,
+    })
+}
+
+fn reserved(state: &mut State, fsynced: bool) {
+    if let Some(staged) = &mut state.staged {
+        staged.slot_dirtyings = staged.dirtyings;
+        staged.has_slot = true;
+        staged.recheck = false;
+        staged.fsynced |= fsynced;
+    }
+}
