@@ -34,15 +34,15 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use self::listing::Walk;
-use self::place::{IDENTITY_MAX, Place, TMP};
+use self::place::{Place, TMP};
 use super::{Abilities, Body, Class, Error, Existing, Kind, Page, Result, Target};
+use crate::format::key::{SUPERBLOCK as IDENTITY, TEMPORARY};
+use crate::format::superblock::BYTES_MAX;
 
 /// Unfinished writes older than this are nobody's.
 const UNFINISHED_SECS: i64 = 24 * 3600;
 /// Objects of one page.
 const PAGE: usize = 1000;
-/// The object by which a place is known (T1).
-const IDENTITY: &str = "tandemfs.json";
 
 /// A target that is a local directory.
 #[derive(Debug, Clone)]
@@ -268,7 +268,7 @@ impl Shared {
                     Some(held) if held.same(&opened) => held,
                     _ => Arc::new(opened),
                 };
-                state.carries = match place.read(IDENTITY, IDENTITY_MAX) {
+                state.carries = match place.read(IDENTITY, BYTES_MAX) {
                     Ok(Ok(found)) if state.identity.get_or_insert_with(|| found.clone()) == &found => Carries::Ours,
                     Ok(_) => Carries::Another,
                     Err(Errno::NOENT) => Carries::Nothing,
@@ -306,7 +306,7 @@ impl Shared {
             }
             Site::Vacant => return Err(self.gone(at, "it does not exist")),
         };
-        if at.key == IDENTITY || at.key.starts_with("tmp/") {
+        if at.key == IDENTITY || at.key.starts_with(TEMPORARY) {
             return Ok(place);
         }
         if self.state.lock().carries == Carries::Nothing {

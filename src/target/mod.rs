@@ -3,7 +3,7 @@
 //! Owns: what the rest of the system may ask of a target, and the errors it may get.
 //! Does not own: retries, health, pacing (`replication`), what the objects mean (`format`).
 //!
-//! - Keys are relative to the target's prefix and built only by `format`. No key is ever used as a local path outside
+//! - Keys are relative to the target's prefix and built only by [`crate::format::key`]. No key is ever used as a local path outside
 //!   [`directory`], which resolves it beneath one descriptor.
 //! - A `put` that returned `Ok` is *confirmed* in the sense of DESIGN §6: the store's own checksum or a `stat` of the length
 //!   agreed, and for a directory target object and directory entries are synced (T10).
@@ -11,6 +11,7 @@
 
 mod classify;
 pub mod directory;
+pub mod identity;
 pub mod memory;
 pub mod operator;
 pub mod probe;

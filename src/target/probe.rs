@@ -12,6 +12,7 @@ use futures::future::join_all;
 
 use super::operator::OperatorTarget;
 use super::{Abilities, Body, Existing, Kind, Result, Target};
+use crate::format::key;
 
 /// Puts for the same key at the same moment.
 const RACERS: usize = 4;
@@ -60,7 +61,7 @@ fn wins(outcome: Result<bool>) -> Result<Option<bool>> {
 }
 
 fn fresh_key() -> String {
-    format!("tmp/probe-{:016x}", getrandom::u64().expect("the operating system has a random source"))
+    key::temporary(&format!("probe-{:016x}", getrandom::u64().expect("the operating system has a random source")))
 }
 
 /// One line of the table.
@@ -85,7 +86,7 @@ pub enum Outcome {
 
 /// Tries everything that replication needs. The place must exist; a directory that was not initialised yet takes it too.
 pub async fn table(target: &dyn Target) -> Vec<Finding> {
-    let key = fresh_key();
+    let probe = fresh_key();
     let bytes = Bytes::from_static(b"tandemfs: is this written, read, listed and removed?\n");
     let mut findings = Vec::new();
     let mut note = |what, outcome: Result<bool>, wrong: &str| {
@@ -98,25 +99,25 @@ pub async fn table(target: &dyn Target) -> Vec<Finding> {
         findings.push(Finding { what, outcome });
         works
     };
-    let put = target.put(&key, bytes.clone().into(), Existing::Replace).await;
+    let put = target.put(&probe, bytes.clone().into(), Existing::Replace).await;
     if !note("write", put.map(|()| true), "") {
         return findings;
     }
     let length = bytes.len() as u64;
-    note("read back", target.get(&key, length).await.map(|read| read == bytes), "other bytes came back");
-    let range = target.get_range(&key, 10, 20).await;
+    note("read back", target.get(&probe, length).await.map(|read| read == bytes), "other bytes came back");
+    let range = target.get_range(&probe, 10, 20).await;
     note("read a range", range.map(|read| read == bytes[10..30]), "other bytes came back");
-    note("look up", target.stat(&key).await.map(|found| found == Some(length)), "another length came back");
-    let listed = listed(target, &key).await;
+    note("look up", target.stat(&probe).await.map(|found| found == Some(length)), "another length came back");
+    let listed = listed(target, &probe).await;
     note("list after write", listed, "what was written is not listed");
-    let put = target.put(&key, bytes.into(), Existing::Refuse).await;
+    let put = target.put(&probe, bytes.into(), Existing::Refuse).await;
     let refused = match put {
         Err(error) if error.kind == Kind::Exists => Ok(true),
         result => result.map(|()| false),
     };
     note("refuse what exists", refused, "an existing object was replaced");
-    note("remove", target.delete(&key).await.map(|()| true), "");
-    note("look up what is gone", target.stat(&key).await.map(|found| found.is_none()), "it is still there");
+    note("remove", target.delete(&probe).await.map(|()| true), "");
+    note("look up what is gone", target.stat(&probe).await.map(|found| found.is_none()), "it is still there");
     match target.abilities().await {
         Ok(Abilities { create_only, checksum }) => {
             let weak = |able, instead| if able { Outcome::Works } else { Outcome::Weak(instead) };
@@ -132,11 +133,11 @@ pub async fn table(target: &dyn Target) -> Vec<Finding> {
     findings
 }
 
-async fn listed(target: &dyn Target, key: &str) -> Result<bool> {
+async fn listed(target: &dyn Target, wanted: &str) -> Result<bool> {
     let mut after = None;
     loop {
-        let page = target.list("tmp/", after.as_deref()).await?;
-        if page.objects.iter().any(|object| object.key == key) {
+        let page = target.list(key::TEMPORARY, after.as_deref()).await?;
+        if page.objects.iter().any(|object| object.key == wanted) {
             return Ok(true);
         }
         match page.next {

@@ -19,12 +19,10 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use crate::format::key;
 use crate::target::{Body, Existing};
 
-/// Objects that prove which place this is are small; what is longer is not ours.
-pub(super) const IDENTITY_MAX: u64 = 64 << 10;
-
-/// Unfinished writes. Same filesystem as everything else, so that `rename` works.
+/// Unfinished writes ([`crate::format::key::TEMPORARY`]). Same filesystem as everything else, so that `rename` works.
 pub(super) const TMP: &str = "tmp";
 
 const DIR_MODE: Mode = Mode::RWXU;
@@ -163,12 +161,12 @@ impl Place {
     }
 
     /// Removes an object, and its directory if that became empty.
-    pub(super) fn remove(&self, key: &str) -> Result<(), Errno> {
-        let (dir_key, name) = split(key).map_err(|BadKey| Errno::INVAL)?;
+    pub(super) fn remove(&self, object: &str) -> Result<(), Errno> {
+        let (dir_key, name) = split(object).map_err(|BadKey| Errno::INVAL)?;
         let dir = self.directory(dir_key)?;
         rustix::fs::unlinkat(&dir, name, AtFlags::empty())?;
         // The directories of old epochs and checkpoints go with their last object; those of chunks fill up again.
-        if dir_key.starts_with("journal/") || dir_key.starts_with("checkpoints/") {
+        if dir_key.starts_with(key::JOURNAL) || dir_key.starts_with(key::CHECKPOINTS) {
             self.durable.lock().remove(dir_key);
             let (parent, name) = split(dir_key).map_err(|BadKey| Errno::INVAL)?;
             let _ = rustix::fs::unlinkat(self.directory(parent)?, name, AtFlags::REMOVEDIR);
