@@ -508,14 +508,10 @@ impl Tx<'_> {
             extent::release(self, manifest, &mut deltas)?;
             deltas.apply(self)?;
         }
-        for sql in [
-            "DELETE FROM xattr WHERE ino = ?1",
-            "DELETE FROM symlink WHERE ino = ?1",
-            "DELETE FROM inode WHERE ino = ?1",
-        ] {
+        for sql in ["DELETE FROM xattr WHERE ino = ?1", "DELETE FROM symlink WHERE ino = ?1"] {
             self.conn().prepare_cached(sql)?.execute([inode.ino])?;
         }
-        Ok(())
+        inode.delete(self)
     }
 
     /// Gives a directory whose names changed its times, unless a later record set them (O7), and its links.
