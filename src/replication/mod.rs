@@ -10,6 +10,7 @@
 
 pub mod backoff;
 pub mod conflicts;
+pub mod contact;
 pub mod gate;
 pub mod health;
 pub mod limit;

@@ -1,0 +1,492 @@
+//! First words with a target: is it the place we think it is, and is its history the one we know (T1, T7)?
+//!
+//! *Contact* is made at mount and after every outage, before anything is written: collect what the target says (I/O),
+//! decide (pure), act (I/O, idempotent).
+//!
+//! Owns: the evidence, the verdict, initialising a fresh target, announcing this mount as its writer, the survey at mount.
+//! Does not own: sending segments (`shipper`), the gate that the verdict drives (`gate`), whether it answers (`health`).
+//!
+//! ```text
+//! superblock     none, never seen ──▶ Fresh          none, seen before ──▶ Blocked (an unmounted disk)
+//!                another filesystem or target ──▶ Conflict
+//! writers/       one at or above our epoch that is not us ──▶ Conflict (fenced)
+//! journal/       newest = the one we confirmed, or stored ones after it, same bytes ──▶ Ours
+//!                more than that ──▶ Conflict (we are older)      less ──▶ Blocked (it lost data)
+//! ```
+//!
+//! - At mount a conflict with one target refuses the mount, and nothing is written to any before all have answered or
+//!   timed out: the mount of an old copy of a state directory must not touch what the newer one wrote.
+//! - A target that did not answer then is contacted later like any other; a conflict then fences that target alone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::join_all;
+
+use crate::clock::Timestamp;
+use crate::format::key::{self, Key};
+use crate::format::segment::{self, BODY_BYTES_MAX, Place};
+use crate::format::superblock::{self, Superblock};
+use crate::format::writer::{self, Parent, Writer};
+use crate::id::{Epoch, FilesystemId, Seq, TargetBit, WriterId};
+use crate::meta::shipping::{Cursor, SegmentId};
+use crate::meta::{self, Meta};
+use crate::target::{self, DynTarget, Existing, Kind};
+
+/// Pages of a listing that are read before it is called endless: a target in order has one short page of news.
+const PAGES_MAX: usize = 100;
+
+/// This mount as a writer (T7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Me {
+    pub filesystem: FilesystemId,
+    /// Of the filesystem, for people.
+    pub name: String,
+    pub epoch: Epoch,
+    pub writer: WriterId,
+    /// For people.
+    pub host: String,
+    pub started: Timestamp,
+}
+
+impl Me {
+    /// The mount that `meta` began last.
+    pub fn of(meta: &Meta, started: Timestamp) -> meta::Result<Me> {
+        let (epoch, writer, _) = meta.writer_identity()?;
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Ok(Me { filesystem: meta.filesystem()?, name: meta.filesystem_text("name")?, epoch, writer, host, started })
+    }
+}
+
+/// What this state directory knows of a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Own {
+    pub filesystem: FilesystemId,
+    /// The writer that this state directory is, or was at its last mount.
+    pub epoch: Epoch,
+    pub writer: WriterId,
+    pub cursor: Cursor,
+    /// Built after the confirmed one, ascending.
+    pub unconfirmed: Vec<SegmentId>,
+    /// The journal head.
+    pub head: Seq,
+}
+
+impl Own {
+    /// Reads it.
+    pub fn of(meta: &Meta, bit: TargetBit) -> meta::Result<Own> {
+        let (epoch, writer, _) = meta.writer_identity()?;
+        Ok(Own {
+            filesystem: meta.filesystem()?,
+            epoch,
+            writer,
+            cursor: meta.cursor(bit)?,
+            unconfirmed: meta.unconfirmed(bit)?,
+            head: meta.head(),
+        })
+    }
+
+    fn is_foreign(&self, writer: &(Epoch, WriterId)) -> bool {
+        *writer != (self.epoch, self.writer) && writer.0 >= self.epoch
+    }
+}
+
+/// A segment that lies on the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    pub place: Place,
+    /// The hash and highest seq that it says, where it was read: the stored ones, and the newest.
+    pub read: Option<(crate::id::Hash, Seq)>,
+}
+
+/// What a target says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Evidence {
+    /// `None` = there is none.
+    pub superblock: Option<Superblock>,
+    /// Its superblock is there and cannot be read as one.
+    pub unreadable: Option<String>,
+    /// All writers that ever announced themselves.
+    pub writers: Vec<(Epoch, WriterId)>,
+    /// What the highest foreign writer at or above our epoch says of itself, if it can be read.
+    pub foreign: Option<Writer>,
+    /// The newest confirmed segment and everything after it; without one, all segments.
+    pub segments: Vec<Seen>,
+}
+
+/// What follows from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// An empty place that was never a target: it may be initialised.
+    Fresh,
+    /// The target that we know, with the history that we know.
+    Ours,
+    /// Not now: an operator must look, but no other history is in danger.
+    Blocked {
+        /// What is wrong.
+        reason: String,
+        /// What to do.
+        hint: String,
+    },
+    /// Another filesystem, target, writer or history: nothing may be written.
+    Conflict {
+        /// What is wrong, with both sides.
+        reason: String,
+        /// What resolves it.
+        hint: String,
+    },
+}
+
+/// Collects what a target says. Reads only.
+pub async fn gather(target: &DynTarget, own: &Own) -> target::Result<Evidence> {
+    let mut evidence = Evidence::default();
+    match target.get(key::SUPERBLOCK, superblock::BYTES_MAX).await {
+        Ok(bytes) => match Superblock::decode(&bytes) {
+            Ok(superblock) => evidence.superblock = Some(superblock),
+            Err(error) => evidence.unreadable = Some(error.to_string()),
+        },
+        Err(error) if error.kind == Kind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let stranger =
+        |superblock: &Superblock| superblock.filesystem != own.filesystem || superblock.target != own.cursor.id;
+    if evidence.unreadable.is_some() || evidence.superblock.as_ref().is_some_and(stranger) {
+        // What else lies there is nothing to us.
+        return Ok(evidence);
+    }
+    evidence.writers = writers(target, None).await?;
+    let newest_foreign = evidence.writers.iter().filter(|writer| own.is_foreign(writer)).max().copied();
+    if let Some((epoch, id)) = newest_foreign {
+        let bytes = target.get(&key::writer(epoch, id), writer::BYTES_MAX).await?;
+        evidence.foreign = Writer::decode(&bytes, epoch, id).ok();
+    }
+    // Keys sort by epoch, writer and number: one listing from just before the confirmed segment on is all the news.
+    let before = own.cursor.confirmed.map(|confirmed| {
+        let previous = crate::id::SegmentNumber(confirmed.n.0 - 1);
+        key::segment(confirmed.epoch, confirmed.writer, previous)
+    });
+    let id = own.cursor.id;
+    evidence.segments = list(target, key::JOURNAL, before.as_deref(), |key| match key::parse(key) {
+        Key::Segment { epoch, writer, n } => {
+            Some(Seen { place: Place { filesystem: own.filesystem, target: id, epoch, writer, n }, read: None })
+        }
+        _ => None,
+    })
+    .await?;
+    let last = evidence.segments.len().saturating_sub(1);
+    let stored: HashMap<_, _> = own.unconfirmed.iter().map(|id| ((id.epoch, id.writer, id.n), id)).collect();
+    for (index, seen) in evidence.segments.iter_mut().enumerate() {
+        let at = (seen.place.epoch, seen.place.writer, seen.place.n);
+        if index == last || stored.contains_key(&at) {
+            let body = target.get(&seen.place.key(), BODY_BYTES_MAX).await?;
+            // One that cannot be read has no hash, so it is not the one that we know.
+            seen.read =
+                segment::decode(&body, &seen.place).ok().map(|decoded| (decoded.trailer.hash, decoded.trailer.seq_max));
+        }
+    }
+    Ok(evidence)
+}
+
+/// Judges what target `name` says by what we know. Pure.
+pub fn decide(name: &str, own: &Own, evidence: &Evidence) -> Verdict {
+    let initialised = own.cursor.initialised;
+    if let Some(why) = &evidence.unreadable {
+        return Verdict::Blocked {
+            reason: format!("target {name:?} has a tandemfs.json that cannot be read: {why}"),
+            hint: "look at that object; another version of tandemfs may have written it".into(),
+        };
+    }
+    let Some(superblock) = &evidence.superblock else {
+        return match (initialised, evidence.writers.is_empty() && evidence.segments.is_empty()) {
+            (false, true) => Verdict::Fresh,
+            (false, false) => Verdict::Blocked {
+                reason: format!("target {name:?} holds a journal but no tandemfs.json"),
+                hint: "give it an empty place, or restore from it with tandemfs restore".into(),
+            },
+            (true, _) => Verdict::Blocked {
+                reason: format!("target {name:?} is empty or not mounted: its tandemfs.json is gone"),
+                hint: format!(
+                    "mount its disk or name its right place; if its data is lost: tandemfs target add {name} --fresh"
+                ),
+            },
+        };
+    };
+    if superblock.filesystem != own.filesystem {
+        return Verdict::Conflict {
+            reason: format!(
+                "target {name:?} holds another filesystem: {:?} ({}), not {}",
+                superblock.name, superblock.filesystem, own.filesystem
+            ),
+            hint: format!("give {name:?} a place of its own, or mount that filesystem's state directory"),
+        };
+    }
+    if superblock.target != own.cursor.id {
+        return Verdict::Conflict {
+            reason: format!(
+                "target {name:?} holds target {:?} ({}) of this filesystem, not {}",
+                superblock.target_name, superblock.target, own.cursor.id
+            ),
+            hint: "two targets may not share a place; check their URIs".into(),
+        };
+    }
+    if let Some((epoch, writer)) = evidence.writers.iter().filter(|writer| own.is_foreign(writer)).max() {
+        let who = match &evidence.foreign {
+            Some(foreign) => {
+                format!("{} since {}", foreign.host, crate::format::utc(foreign.started))
+            }
+            None => format!("writer {writer}"),
+        };
+        return Verdict::Conflict {
+            reason: format!(
+                "target {name:?} is written by {who} (epoch {epoch}); this state directory wrote last in epoch {}",
+                own.epoch
+            ),
+            hint: resolve(name),
+        };
+    }
+    history(name, own, &evidence.segments)
+}
+
+/// Compares the segments that are there with those that we know.
+fn history(name: &str, own: &Own, segments: &[Seen]) -> Verdict {
+    let mut rest = segments;
+    if let Some(confirmed) = own.cursor.confirmed {
+        match segments.split_first() {
+            Some((first, after)) if is(first, &confirmed) => rest = after,
+            _ => {
+                return Verdict::Blocked {
+                    reason: format!(
+                        "target {name:?} lost data: segment {} that it confirmed is not there",
+                        confirmed.n
+                    ),
+                    hint: format!("its other objects may be gone, too; tandemfs scrub --target {name} --level list"),
+                };
+            }
+        }
+    }
+    let known = rest
+        .iter()
+        .zip(&own.unconfirmed)
+        .all(|(seen, stored)| is(seen, stored) && seen.read.is_some_and(|(hash, _)| hash == stored.hash));
+    if known && rest.len() <= own.unconfirmed.len() {
+        return Verdict::Ours;
+    }
+    let newest = rest.last().expect("there is a segment that we do not know");
+    let theirs = newest.read.map(|(_, seq)| seq);
+    let ours = own.cursor.built.map_or(Seq::ZERO, |built| built.seq);
+    let newer = theirs.filter(|theirs| *theirs > ours).map(|theirs| theirs.0 - ours.0);
+    let reason = match newer {
+        _ if !own.cursor.initialised => format!(
+            "target {name:?} has a history up to change {} that this state directory did not write",
+            theirs.unwrap_or_default()
+        ),
+        Some(newer) => {
+            format!("this state directory is older than target {name:?}, which has {newer} newer changes")
+        }
+        None => format!(
+            "target {name:?} has segment {} of epoch {} ({}), which this state directory did not write",
+            newest.place.n, newest.place.epoch, newest.place.writer
+        ),
+    };
+    Verdict::Conflict { reason, hint: resolve(name) }
+}
+
+fn is(seen: &Seen, id: &SegmentId) -> bool {
+    (seen.place.epoch, seen.place.writer, seen.place.n) == (id.epoch, id.writer, id.n)
+}
+
+fn resolve(name: &str) -> String {
+    format!(
+        "take over its state with tandemfs restore, or give it up with tandemfs target adopt {name} --discard-theirs"
+    )
+}
+
+/// Lists the writers, all or those from `epoch` on.
+pub async fn writers(target: &DynTarget, from: Option<Epoch>) -> target::Result<Vec<(Epoch, WriterId)>> {
+    let before = from.map(|epoch| key::writer(Epoch(epoch.0.saturating_sub(1)), WriterId(u32::MAX)));
+    list(target, key::WRITERS, before.as_deref(), |key| match key::parse(key) {
+        Key::Writer { epoch, writer } => Some((epoch, writer)),
+        _ => None,
+    })
+    .await
+}
+
+/// Who fences us: a writer at or above our epoch that is not us.
+pub async fn fenced_by(target: &DynTarget, own: &Own) -> target::Result<Option<(Epoch, WriterId)>> {
+    Ok(writers(target, Some(own.epoch)).await?.into_iter().filter(|writer| own.is_foreign(writer)).max())
+}
+
+async fn list<T>(
+    target: &DynTarget,
+    prefix: &str,
+    after: Option<&str>,
+    parse: impl Fn(&str) -> Option<T>,
+) -> target::Result<Vec<T>> {
+    let mut found = Vec::new();
+    let mut after = after.map(str::to_owned);
+    for _ in 0..PAGES_MAX {
+        let page = target.list(prefix, after.as_deref()).await?;
+        // Stores that cannot begin a listing in the middle may return more than was asked for.
+        let wanted = |key: &str| after.as_deref().is_none_or(|after| key > after);
+        found.extend(page.objects.iter().filter(|object| wanted(&object.key)).filter_map(|object| parse(&object.key)));
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(found),
+        }
+    }
+    Ok(found)
+}
+
+/// Makes an empty place the target that the row describes (T1). Written once; the same bytes from an earlier try are success.
+pub async fn initialise(
+    meta: &Arc<Meta>,
+    target: &DynTarget,
+    name: &str,
+    me: &Me,
+    bit: TargetBit,
+) -> Result<(), Failure> {
+    let superblock = Superblock {
+        filesystem: me.filesystem,
+        target: meta.cursor(bit)?.id,
+        name: me.name.clone(),
+        target_name: name.to_owned(),
+        created: me.started,
+    };
+    put_once(target, key::SUPERBLOCK, superblock.encode().into()).await?;
+    meta.set_initialised(bit)?;
+    Ok(())
+}
+
+/// Announces this mount on the target, and looks whether somebody else did the same meanwhile (T7, T8). Segments of the
+/// last mount were sent before: the announcement names the newest one as what it builds on.
+pub async fn announce(meta: &Arc<Meta>, target: &DynTarget, me: &Me, bit: TargetBit) -> Result<(), Failure> {
+    let own = Own::of(meta, bit)?;
+    let parent = own.cursor.built.map(|built| Parent {
+        epoch: built.epoch,
+        writer: built.writer,
+        n: built.n,
+        hash: built.hash,
+        seq: built.seq,
+    });
+    let announcement = Writer {
+        filesystem: me.filesystem,
+        target: own.cursor.id,
+        epoch: me.epoch,
+        writer: me.writer,
+        host: me.host.clone(),
+        started: me.started,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        parent,
+    };
+    put_once(target, &announcement.key(), announcement.encode().into()).await?;
+    if let Some((epoch, writer)) = fenced_by(target, &own).await? {
+        return Err(Failure::Fenced(format!("writer {writer} took epoch {epoch} at the same time")));
+    }
+    meta.set_contact_epoch(bit, me.epoch)?;
+    Ok(())
+}
+
+/// Why an exchange with a target ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The target failed, or cannot be reached.
+    #[error(transparent)]
+    Target(#[from] target::Error),
+    /// Our own store failed.
+    #[error(transparent)]
+    Meta(#[from] meta::Error),
+    /// Somebody else writes there.
+    #[error("{0}")]
+    Fenced(String),
+}
+
+/// Stores an object that is written once. That it is there with the same bytes is success: an earlier try got through.
+pub async fn put_once(target: &DynTarget, key: &str, body: Bytes) -> Result<(), Failure> {
+    let error = match target.put(key, body.clone().into(), Existing::Refuse).await {
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind == Kind::Exists || error.class == target::Class::Ambiguous => error,
+        Err(error) => return Err(error.into()),
+    };
+    match target.get(key, body.len() as u64).await {
+        Ok(found) if found == body => Ok(()),
+        Ok(_) => Err(Failure::Fenced(format!("{key} is there and is not ours"))),
+        // Longer than ours.
+        Err(found) if found.kind == Kind::Invalid => Err(Failure::Fenced(format!("{key} is there and is not ours"))),
+        // Not applied then, or nobody knows: the next try will tell.
+        Err(found) if found.kind == Kind::NotFound => Err(error.into()),
+        Err(found) => Err(found.into()),
+    }
+}
+
+/// One target of a survey.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    pub bit: TargetBit,
+    pub name: String,
+    pub target: DynTarget,
+}
+
+/// What one target answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub bit: TargetBit,
+    pub name: String,
+    /// An error: it did not answer in time, or not at all. It will be contacted later.
+    pub verdict: Result<Verdict, String>,
+}
+
+/// What all targets answered before a mount. Nothing was written to any.
+#[derive(Debug)]
+pub struct Survey {
+    pub answers: Vec<Answer>,
+    /// The highest epoch that any of them has seen: for [`Meta::begin_mount`].
+    pub seen: Epoch,
+}
+
+impl Survey {
+    /// The reasons (with hints) to refuse the mount.
+    pub fn refusals(&self) -> Vec<(&str, &str)> {
+        self.answers
+            .iter()
+            .filter_map(|answer| match &answer.verdict {
+                Ok(Verdict::Conflict { reason, hint }) => Some((reason.as_str(), hint.as_str())),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+/// Asks all targets at once, `patience` long at most. Reads only; to be called before [`Meta::begin_mount`].
+pub async fn survey(meta: &Meta, targets: &[Asked], patience: Duration) -> meta::Result<Survey> {
+    let mut owns = Vec::with_capacity(targets.len());
+    for asked in targets {
+        owns.push(Own::of(meta, asked.bit)?);
+    }
+    let ask = |asked: &Asked, own: Own| {
+        let asked = asked.clone();
+        async move {
+            match tokio::time::timeout(patience, gather(&asked.target, &own)).await {
+                Ok(Ok(evidence)) => {
+                    let seen = evidence.writers.iter().map(|(epoch, _)| *epoch).max().unwrap_or_default();
+                    (seen, Ok(decide(&asked.name, &own, &evidence)))
+                }
+                Ok(Err(error)) => (Epoch(0), Err(error.to_string())),
+                Err(_) => (Epoch(0), Err(format!("no answer within {patience:?}"))),
+            }
+        }
+    };
+    let answers = join_all(targets.iter().zip(owns).map(|(asked, own)| ask(asked, own))).await;
+    let seen = answers.iter().map(|(seen, _)| *seen).max().unwrap_or_default();
+    let answers = targets
+        .iter()
+        .zip(answers)
+        .map(|(asked, (_, verdict))| Answer { bit: asked.bit, name: asked.name.clone(), verdict })
+        .collect();
+    Ok(Survey { answers, seen })
+}
+
+#[cfg(test)]
+#[path = "contact_tests.rs"]
+mod tests;
