@@ -9,19 +9,25 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::checkpoint::{Complete, Part, decode_slots, encode_slots};
+use super::key::CheckpointFile;
 use super::record::{Change, Content, Dentry, Extent, Record, VoidReason};
 use super::segment::{self, Builder, Chain, Place};
 use super::superblock::Superblock;
 use super::writer::{Parent, Writer};
 use super::{json, key};
 use crate::clock::Timestamp;
-use crate::id::{ChunkHash, Epoch, FilesystemId, Generation, Hash, InodeId, SegmentNumber, Seq, TargetId, WriterId};
+use crate::id::{
+    ChunkHash, Epoch, ExportId, FilesystemId, Generation, Hash, InodeId, SegmentNumber, Seq, TargetId, WriterId,
+};
 
 const FILESYSTEM: FilesystemId = FilesystemId(uuid::Uuid::from_u128(0x6d0c_0000_0000_4000_8000_0000_0000_0001));
 const TARGET: TargetId = TargetId(uuid::Uuid::from_u128(0xb1f2_0000_0000_4000_8000_0000_0000_0002));
 const FIRST: (Epoch, WriterId) = (Epoch(1), WriterId(0x51ab_0c3d));
 const LOST: (Epoch, WriterId) = (Epoch(2), WriterId(0x0000_dead));
 const SECOND: (Epoch, WriterId) = (Epoch(3), WriterId(0x9c1f_04aa));
+
+const CHECKPOINT: (Seq, ExportId) = (Seq(6), ExportId(0x0000_00c6));
 
 const HELLO: &[u8] = b"hello, target\n";
 const WORLD: &[u8] = b"WORLD and more that was gathered beside it";
@@ -130,13 +136,19 @@ fn dentry(parent: u64, name: &[u8]) -> Dentry {
     Dentry { parent: InodeId(parent), name: name.to_vec() }
 }
 
+/// An edit in the middle, and growth that leaves a hole.
+fn edit() -> Record {
+    content(5, 3, false, 20, &[(7, 5, WORLD, 0)])
+}
+
 /// The whole history. What is restored of it:
 /// ```text
-/// bin/\xfffoo      "hello, WORLD!\n"… in place edit, 20 bytes, hard link of /link, user.k = v
+/// bin/\xfffoo      edited in the middle, grown to 20 bytes; also /link; user.k
 /// sparse           1 MiB, bytes only at 512 KiB
 /// final            what was renamed over it
-/// sym -> ../a b    fifo
+/// sym -> ../a b    pipe
 /// ```
+/// A checkpoint at 6, in which slot 5 was open, and the segments from 2 on give the same as all segments alone.
 fn golden() -> Golden {
     let mut golden = Golden { objects: BTreeMap::new(), stored: BTreeMap::new() };
     let superblock = Superblock {
@@ -182,8 +194,7 @@ fn golden() -> Golden {
         2,
         Some(one),
         &[
-            // An edit in the middle, and growth that leaves a hole.
-            content(5, 3, false, 20, &[(7, 5, WORLD, 0)]),
+            edit(),
             create(6, 1, b"sparse", 4, 0o100_644),
             content(7, 4, true, 1 << 20, &[(512 << 10, 6, WORLD, 6)]),
             record(
@@ -257,6 +268,48 @@ fn golden() -> Golden {
     golden
 }
 
+/// The shared tables at 6, as FORMATS.md has them.
+const SNAPSHOT: &str = include_str!("../../tests/fixtures/format-1/meta.sql");
+
+/// Adds the checkpoint: only where it is not there yet, since another SQLite or zstd would give other bytes.
+fn write_checkpoint(root: &Path) {
+    let (seq, export) = CHECKPOINT;
+    let folder = root.join(key::checkpoint_prefix(seq, export));
+    std::fs::create_dir_all(&folder).unwrap();
+    let database = folder.join("meta.sqlite");
+    let connection = rusqlite::Connection::open(&database).unwrap();
+    connection.execute_batch(SNAPSHOT).unwrap();
+    connection.execute_batch("VACUUM").unwrap();
+    connection.close().unwrap();
+    let sqlite = std::fs::read(&database).unwrap();
+    std::fs::remove_file(&database).unwrap();
+    let packed = zstd::bulk::compress(&sqlite, 3).unwrap();
+    let (first, second) = packed.split_at(packed.len() / 2);
+    let (slots, slots_count) = encode_slots([&edit()]);
+    let (one, two) = (CheckpointFile::Part(0), CheckpointFile::Part(1));
+    let complete = Complete {
+        filesystem: FILESYSTEM,
+        target: TARGET,
+        epoch: FIRST.0,
+        writer: FIRST.1,
+        seq,
+        replay_from: SegmentNumber(2),
+        sqlite_bytes: sqlite.len() as u64,
+        parts: vec![Part::of(one, first), Part::of(two, second)],
+        slots: Part::of(CheckpointFile::Slots, &slots),
+        slots_count,
+        inodes: 4,
+        chunks: 1,
+        chunk_bytes: HELLO.len() as u64,
+        created: at(6, 0),
+    };
+    for (file, bytes) in
+        [(one, first), (two, second), (CheckpointFile::Slots, &slots), (CheckpointFile::Complete, &complete.encode())]
+    {
+        std::fs::write(folder.join(file.to_string()), bytes).unwrap();
+    }
+}
+
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1/target")
 }
@@ -298,4 +351,114 @@ fn todays_decoders_read_the_golden_bytes() {
         seqs.extend(decoded.records.iter().map(|record| record.seq.0));
     }
     assert_eq!(seqs, (1..=19).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_golden_checkpoint_reads() {
+    let (seq, export) = CHECKPOINT;
+    let read = |file| std::fs::read(fixture().join(key::checkpoint_part(seq, export, file)));
+    if read(CheckpointFile::Complete).is_err() && std::env::var_os("TANDEMFS_BLESS").is_some() {
+        write_checkpoint(&fixture());
+    }
+    let complete = Complete::decode(&read(CheckpointFile::Complete).unwrap(), seq, export).unwrap();
+    let mut packed = Vec::new();
+    for part in &complete.parts {
+        let bytes = read(part.file).unwrap();
+        part.verify(&bytes).unwrap();
+        packed.extend(bytes);
+    }
+    let sqlite = zstd::stream::decode_all(&packed[..]).unwrap();
+    assert_eq!(sqlite.len() as u64, complete.sqlite_bytes);
+    let slots = read(CheckpointFile::Slots).unwrap();
+    complete.slots.verify(&slots).unwrap();
+    let slots: Vec<_> = decode_slots(&slots, complete.slots_count).unwrap().collect();
+    assert_eq!(slots, [Ok(edit())]);
+}
+
+/// Runs `mount-examples/restore.py`; `None` if this machine lacks what it needs.
+fn restore_by_script(target: &Path, output: &Path) -> Option<std::process::Output> {
+    if let Some(missing) =
+        ["python3", "zstd"].into_iter().find(|tool| std::process::Command::new(tool).arg("--version").output().is_err())
+    {
+        eprintln!("SKIPPED: {missing} is not installed, mount-examples/restore.py was not run");
+        return None;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-examples/restore.py");
+    Some(std::process::Command::new("python3").arg(script).arg(target).arg(output).output().unwrap())
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to.join(entry.file_name())),
+            false => drop(std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn the_script_restores_the_golden_target_from_checkpoint_and_from_segments_alone() {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+    let place = tempfile::tempdir().unwrap();
+    let segments_only = place.path().join("segments-only");
+    copy(&fixture(), &segments_only);
+    std::fs::remove_dir_all(segments_only.join(key::CHECKPOINTS)).unwrap();
+    for (name, target) in [("from-checkpoint", fixture()), ("from-segments", segments_only)] {
+        let output = place.path().join(name);
+        let Some(run) = restore_by_script(&target, &output) else { return };
+        let said = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(0), "{said}");
+        assert_eq!(said.contains("checkpoint checkpoints/"), name == "from-checkpoint", "{said}");
+
+        let mut names: Vec<_> =
+            std::fs::read_dir(&output).unwrap().map(|entry| entry.unwrap().file_name().into_encoded_bytes()).collect();
+        names.sort();
+        assert_eq!(names, [&b"bin"[..], b"final", b"link", b"pipe", b"sparse", b"sym"]);
+        let stat = |name: &[u8]| std::fs::symlink_metadata(output.join(std::ffi::OsStr::from_bytes(name))).unwrap();
+        assert_eq!(std::fs::read(output.join("link")).unwrap(), b"hello, WORLDt\n\0\0\0\0\0\0");
+        assert_eq!((stat(b"link").ino(), stat(b"link").nlink()), (stat(b"bin/\xfffoo").ino(), 2));
+        assert_eq!((stat(b"link").mtime(), stat(b"link").mtime_nsec()), (at(5, 0).secs(), 9));
+        let sparse = std::fs::read(output.join("sparse")).unwrap();
+        assert_eq!((sparse.len(), &sparse[512 << 10..][..6]), (1 << 20, &WORLD[6..12]));
+        assert!(stat(b"sparse").blocks() * 512 < 1 << 20, "holes stay holes");
+        assert_eq!(std::fs::read(output.join("final")).unwrap(), b"WORLD");
+        assert_eq!((stat(b"final").mode(), stat(b"final").mtime()), (0o100_400, 1_500_000_000));
+        assert_eq!(std::fs::read_link(output.join("sym")).unwrap(), Path::new("../a b"));
+        assert!(stat(b"pipe").file_type().is_fifo());
+        assert_eq!((stat(b"").mode(), stat(b"").mtime()), (0o040_750, at(16, 0).secs()));
+    }
+}
+
+#[test]
+fn the_script_names_what_is_lost_and_leaves_it_out() {
+    let place = tempfile::tempdir().unwrap();
+    let target = place.path().join("target");
+    copy(&fixture(), &target);
+    std::fs::remove_file(target.join(key::chunk(ChunkHash::of(WORLD)))).unwrap();
+    let output = place.path().join("output");
+    let Some(run) = restore_by_script(&target, &output) else { return };
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(run.status.code(), Some(4), "{said}");
+    assert!(said.contains("PROBLEM: final: left out"), "{said}");
+    assert!(!output.join("final").exists() && !output.join("link").exists());
+    assert!(output.join("pipe").exists());
+}
+
+#[test]
+fn the_script_stops_where_the_chain_breaks() {
+    let place = tempfile::tempdir().unwrap();
+    let target = place.path().join("target");
+    copy(&fixture(), &target);
+    std::fs::remove_dir_all(target.join(key::CHECKPOINTS)).unwrap();
+    let segment = |n| target.join(key::segment(FIRST.0, FIRST.1, SegmentNumber(n)));
+    std::fs::copy(segment(1), segment(2)).unwrap();
+    let output = place.path().join("output");
+    let Some(run) = restore_by_script(&target, &output) else { return };
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(run.status.code(), Some(4), "{said}");
+    assert!(said.contains("the history ends before segment 2 of 5"), "{said}");
+    assert!(output.join("bin").exists() && !output.join("sparse").exists());
 }
