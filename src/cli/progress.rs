@@ -5,7 +5,6 @@ use std::io::IsTerminal;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::output;
 use crate::clock::{self, Instant};
 use crate::control::protocol::Phase;
 use crate::control::{Progress, TargetProgress};
@@ -83,7 +82,7 @@ impl Bar {
         self.waited_max = self.waited_max.max(waits).max(1);
         self.bar.set_length(self.waited_max);
         self.bar.set_position(if target.done { self.waited_max } else { self.waited_max - waits });
-        self.bar.set_message(lacks(target));
+        self.bar.set_message(target.lacks());
     }
 }
 
@@ -93,35 +92,8 @@ fn line(progress: &Progress) -> String {
         Phase::Draining => "draining",
         Phase::Unmounting => return "unmounting".into(),
     };
-    let targets: Vec<String> =
-        progress.targets.iter().map(|target| format!("{} {}", target.name, lacks(target))).collect();
+    let targets: Vec<String> = progress.targets.iter().map(ToString::to_string).collect();
     format!("{phase}: {}", targets.join("; "))
-}
-
-/// What a target lacks, in words.
-pub fn lacks(target: &TargetProgress) -> String {
-    if target.done {
-        return "whole".into();
-    }
-    let mut parts = Vec::new();
-    if target.pending_objects > 0 || target.pending_bytes > 0 {
-        parts.push(format!(
-            "{} in {}",
-            output::bytes(target.pending_bytes),
-            output::count(target.pending_objects, "object")
-        ));
-    }
-    if target.pending_records > 0 {
-        parts.push(output::count(target.pending_records, "record"));
-    }
-    if parts.is_empty() {
-        parts.push("nothing that is sealed".into());
-    }
-    let mut text = format!("lacks {}", parts.join(", "));
-    if let Some(reason) = &target.reason {
-        text += &format!(" ({reason})");
-    }
-    text
 }
 
 #[cfg(test)]

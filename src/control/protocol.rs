@@ -297,6 +297,36 @@ impl<'de> Deserialize<'de> for Path {
     }
 }
 
+/// `aws lacks 3.0 MiB in 1 object, 12 records (connection refused)`.
+impl fmt::Display for TargetProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.lacks())
+    }
+}
+
+impl TargetProgress {
+    /// What it lacks, in words.
+    pub fn lacks(&self) -> String {
+        if self.done {
+            return "whole".into();
+        }
+        let count = |number: u64, word: &str| format!("{number} {word}{}", if number == 1 { "" } else { "s" });
+        let mut parts = Vec::new();
+        if self.pending_objects > 0 || self.pending_bytes > 0 {
+            let bytes = bytesize::ByteSize(self.pending_bytes).display().iec();
+            parts.push(format!("{bytes} in {}", count(self.pending_objects, "object")));
+        }
+        if self.pending_records > 0 {
+            parts.push(count(self.pending_records, "record"));
+        }
+        if parts.is_empty() {
+            parts.push("nothing that is sealed".into());
+        }
+        let reason = self.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        format!("lacks {}{reason}", parts.join(", "))
+    }
+}
+
 impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -6,8 +6,6 @@
 use rusqlite::params;
 
 use super::{Meta, Result, inode, journal, target};
-use crate::clock::Timestamp;
-use crate::format::record::{Change, Record};
 use crate::id::{InodeId, ManifestId, Seq, TargetBit};
 
 /// What the targets hold of one inode's committed content.
@@ -33,15 +31,6 @@ pub struct TargetCopy {
     pub lacking_bytes: u64,
     /// It holds every record up to this place.
     pub shipped_seq: Seq,
-}
-
-/// What has not reached a target yet.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Unshipped {
-    /// Files with content records or open slots among it; at most [`UNSHIPPED_FILES_MAX`] are counted.
-    pub files: u64,
-    /// When the oldest of it happened.
-    pub oldest: Option<Timestamp>,
 }
 
 /// Counting stops here, so that `status` stays quick however large the backlog is.
@@ -105,8 +94,8 @@ impl Meta {
         })
     }
 
-    /// What happened after `shipped`.
-    pub fn unshipped(&self, shipped: Seq) -> Result<Unshipped> {
+    /// Files with content records or open slots after `shipped`; at most [`UNSHIPPED_FILES_MAX`] are counted.
+    pub fn unshipped_files(&self, shipped: Seq) -> Result<u64> {
         self.read(|conn| {
             let files: i64 = conn
                 .prepare_cached(
@@ -115,21 +104,7 @@ impl Meta {
                 .query_row(params![shipped, journal::Kind::Content as i64, UNSHIPPED_FILES_MAX as i64], |row| {
                     row.get(0)
                 })?;
-            let mut statement = conn.prepare_cached(
-                "SELECT j.seq, j.body, s.ctime, s.ctime_ns FROM journal j LEFT JOIN slot s ON s.seq = j.seq \
-                 WHERE j.seq > ?1 ORDER BY j.seq LIMIT 100",
-            )?;
-            let mut rows = statement.query([shipped])?;
-            let mut oldest = None;
-            // Not every record carries a time; one of the next does.
-            while let (None, Some(row)) = (oldest, rows.next()?) {
-                oldest = match row.get::<_, Option<Vec<u8>>>(1)? {
-                    Some(body) => time_of(&journal::decode(row.get(0)?, &body)?),
-                    None if row.get::<_, Option<i64>>(2)?.is_some() => Some(inode::timestamp(row, 2)?),
-                    None => None,
-                };
-            }
-            Ok(Unshipped { files: files.max(0) as u64, oldest })
+            Ok(files.max(0) as u64)
         })
     }
 }
@@ -137,25 +112,6 @@ impl Meta {
 fn sum(conn: &rusqlite::Connection, sql: &str, params: impl rusqlite::Params) -> Result<u64> {
     let bytes: i64 = conn.prepare_cached(sql)?.query_row(params, |row| row.get(0))?;
     Ok(bytes.max(0) as u64)
-}
-
-/// When a record's change happened, if it says so.
-fn time_of(record: &Record) -> Option<Timestamp> {
-    match &record.change {
-        Change::Mkdir { time, .. }
-        | Change::Create { time, .. }
-        | Change::Symlink { time, .. }
-        | Change::Link { time, .. }
-        | Change::Rename { time, .. }
-        | Change::Exchange { time, .. }
-        | Change::Unlink { time, .. }
-        | Change::Rmdir { time, .. } => Some(*time),
-        Change::Setattr { ctime, .. } | Change::Setxattr { ctime, .. } | Change::Removexattr { ctime, .. } => {
-            Some(*ctime)
-        }
-        Change::Content(content) => Some(content.ctime),
-        Change::Void { .. } | Change::Repack { .. } => None,
-    }
 }
 
 #[cfg(test)]
@@ -170,16 +126,14 @@ mod tests {
         let configured = Configured { name: "a".into(), uri: "memory://a".into(), id: None };
         meta.register_targets(&[configured]).unwrap();
         let ino = meta.write(|tx| Ok(file(tx, b"f"))).unwrap();
-        assert_eq!(meta.unshipped(Seq::ZERO).unwrap(), Unshipped { files: 0, oldest: Some(Timestamp::EPOCH) });
+        assert_eq!(meta.unshipped_files(Seq::ZERO).unwrap(), 0);
         let seq = meta.write(|tx| tx.reserve_slot(&slot_request(ino, 1, 10))).unwrap().unwrap();
         let copies = meta.copies(ino).unwrap();
         assert!(copies.unsealed);
         assert_eq!((copies.size, copies.local_bytes, copies.last_seq), (10, 0, seq));
         assert_eq!(copies.targets.len(), 1);
-        let unshipped = meta.unshipped(seq.previous()).unwrap();
-        assert_eq!(unshipped.files, 1);
-        assert!(unshipped.oldest.is_some(), "an open slot has the time of its content");
-        assert_eq!(meta.unshipped(seq).unwrap(), Unshipped::default());
+        assert_eq!(meta.unshipped_files(seq.previous()).unwrap(), 1);
+        assert_eq!(meta.unshipped_files(seq).unwrap(), 0);
     }
 
     #[test]

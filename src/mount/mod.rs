@@ -4,8 +4,11 @@
 //! to `control`.
 //! Does not own: what the parts do.
 
+pub mod answers;
 pub mod background;
+pub mod drain;
 pub mod log;
 pub mod nesting;
+pub mod parts;
 pub mod state_dir;
 pub mod unmount;

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,6 +32,10 @@ impl StateDir {
     /// Creates the directory if it is missing, and locks it. If an earlier daemon is still draining after its unmount,
     /// asks it to hand over and waits for its end.
     pub fn lock(path: &Path) -> Result<StateDir, Error> {
+        StateDir::lock_within(path, HAND_OVER_MAX)
+    }
+
+    fn lock_within(path: &Path, patience: Duration) -> Result<StateDir, Error> {
         let failed = |what: &str, e: io::Error| Error::failed(format!("{what} {}: {e}", path.display()));
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -47,7 +51,7 @@ impl StateDir {
             .mode(0o600)
             .open(path.join("lock"))
             .map_err(|e| failed("open the lock of state directory", e))?;
-        let deadline = clock::instant() + HAND_OVER_MAX;
+        let deadline = clock::instant() + patience;
         let mut asked = false;
         loop {
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -70,6 +74,10 @@ impl StateDir {
         }
         std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .map_err(|e| failed("close to others the state directory", e))?;
+        // For people who want to know who holds it; nothing of ours decides by it.
+        lock.set_len(0)
+            .and_then(|()| lock.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0))
+            .map_err(|e| failed("write the lock of state directory", e))?;
         Ok(StateDir { path: path.to_owned(), _lock: lock })
     }
 
@@ -193,7 +201,7 @@ mod tests {
         let path = dir.path().join("state");
         let first = StateDir::lock(&path).unwrap();
         assert_eq!(std::os::unix::fs::PermissionsExt::mode(&path.metadata().unwrap().permissions()) & 0o777, 0o700);
-        let error = StateDir::lock(&path).unwrap_err();
+        let error = StateDir::lock_within(&path, Duration::from_millis(50)).unwrap_err();
         assert!(error.message.contains("in use"), "{error}");
         drop(first);
         StateDir::lock(&path).unwrap();

@@ -1,0 +1,221 @@
+//! The answers to `control` that read or wait: `status`, `whereis`, `flush`.
+//!
+//! Owns: putting together what metadata and running parts say.
+//! Does not own: unmounting (`shutdown`), any wording for people (`cli`).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::drain::{self, Goal};
+use super::parts::{Dirty, Parts};
+use crate::clock;
+use crate::control::protocol::{CopyState, Whereis, WhereisTarget};
+use crate::control::status::{self, Filesystem, Mode, Status, Unreplicated};
+use crate::control::{self, Error, ErrorKind, Flush, Flushed, ProgressSender, Wait};
+use crate::id::{InodeId, Seq, TargetBit};
+use crate::meta::placement::Tally;
+use crate::meta::target::{self, TargetRow};
+use crate::meta::{self, inode::Inode};
+use crate::replication::gate::Gate;
+
+/// Answers `status`.
+pub fn status(parts: &dyn Parts, mountpoint: &Path, state_dir: &Path) -> Result<Status, Error> {
+    let meta = parts.meta();
+    let head = meta.head();
+    let rows = meta.targets().map_err(internal)?;
+    let tallies: BTreeMap<TargetBit, Tally> = meta.tallies().map_err(internal)?.into_iter().collect();
+    let targets = rows
+        .iter()
+        .map(|row| target_status(parts, row, tallies.get(&row.bit).copied().unwrap_or_default(), head))
+        .collect::<Result<Vec<_>, _>>()?;
+    let dirty = parts.dirty(None);
+    let shipped = rows.iter().map(|row| row.shipped_seq).min().unwrap_or(head);
+    let unreplicated = Unreplicated {
+        files: meta.unshipped_files(shipped).map_err(internal)? + dirty.files,
+        // What the worst target lacks: with outages of several at different times a little less than all together.
+        bytes: targets.iter().map(|target| target.pending_bytes).max().unwrap_or(0) + dirty.bytes,
+        oldest_seconds: targets.iter().map(|target| target.lag_seconds).max().unwrap_or(0),
+    };
+    let (epoch, _, _) = meta.writer_identity().map_err(internal)?;
+    Ok(Status {
+        filesystem: Filesystem {
+            name: meta.filesystem_text("name").map_err(internal)?,
+            uuid: meta.filesystem().map_err(internal)?.to_string(),
+            mountpoint: mountpoint.display().to_string(),
+            state_dir: state_dir.display().to_string(),
+            epoch: epoch.0,
+        },
+        safe: dirty == Dirty::default() && shipped >= head,
+        unreplicated,
+        targets,
+        attention: parts.attention(),
+        cache: parts.cache()?,
+        journal_seq: head.0,
+    })
+}
+
+fn target_status(parts: &dyn Parts, row: &TargetRow, tally: Tally, head: Seq) -> Result<status::Target, Error> {
+    let backlog = parts.meta().shipping_backlog(row.bit).map_err(internal)?;
+    let now = clock::now();
+    let (health, last_error) = parts.health(row.bit);
+    let (reason, hint) = match parts.complaint(row.bit) {
+        Some((reason, hint)) => (Some(reason), Some(hint)),
+        None => (row.reason.clone(), None),
+    };
+    let caught_up = row.shipped_seq >= head;
+    Ok(status::Target {
+        name: row.name.clone(),
+        uri: row.uri.clone(),
+        health,
+        mode: match (parts.gate(row.bit), row.mode) {
+            (Gate::Fenced { .. }, _) | (_, target::Mode::Fenced) => Mode::Fenced,
+            (Gate::Blocked { .. }, _) | (_, target::Mode::Blocked) => Mode::Blocked,
+            (_, target::Mode::Resync) => Mode::Resync,
+            (_, target::Mode::Follow) => Mode::Follow,
+        },
+        reason,
+        hint,
+        // It holds everything that happened before the oldest record that it lacks.
+        whole_as_of: match backlog.oldest {
+            _ if !row.initialised || (row.shipped_seq == Seq::ZERO && !caught_up) => None,
+            Some(oldest) if !caught_up => Some(crate::format::utc(oldest)),
+            _ => Some(crate::format::utc(now)),
+        },
+        resync: None,
+        pending_objects: tally.pending_chunks,
+        pending_bytes: tally.pending_bytes,
+        lag_seconds: match backlog.oldest {
+            Some(oldest) if !caught_up => now.secs().saturating_sub(oldest.secs()).max(0) as u64,
+            _ => 0,
+        },
+        placed_bytes: tally.placed_bytes,
+        shipped_seq: row.shipped_seq.0,
+        last_error,
+    })
+}
+
+/// Answers `whereis`.
+pub fn whereis(parts: &dyn Parts, paths: &[control::Path]) -> Result<Vec<Whereis>, Error> {
+    paths.iter().map(|path| whereis_one(parts, path)).collect()
+}
+
+fn whereis_one(parts: &dyn Parts, path: &control::Path) -> Result<Whereis, Error> {
+    let inode = resolve(parts, path)?;
+    let copies = parts.meta().copies(inode.ino).map_err(internal)?;
+    let dirty = parts.dirty(Some(inode.ino));
+    let unsealed = copies.unsealed || dirty.files > 0;
+    let names: BTreeMap<TargetBit, TargetRow> =
+        parts.meta().targets().map_err(internal)?.into_iter().map(|row| (row.bit, row)).collect();
+    let targets = copies.targets.iter().filter_map(|copy| {
+        let row = names.get(&copy.bit)?;
+        let safe = !unsealed && copy.lacking_bytes == 0 && copy.shipped_seq >= copies.last_seq;
+        let stuck = !row.initialised || !matches!(parts.gate(copy.bit), Gate::Open | Gate::Unknown);
+        Some(WhereisTarget {
+            name: row.name.clone(),
+            state: match safe {
+                true => CopyState::Safe,
+                false if stuck && copy.lacking_bytes == copies.size => CopyState::Absent,
+                false => CopyState::Pending,
+            },
+            pending_bytes: copy.lacking_bytes + dirty.bytes,
+        })
+    });
+    Ok(Whereis {
+        path: path.clone(),
+        inode: inode.ino.0,
+        size: copies.size,
+        // Bytes not sealed yet are nowhere else.
+        local_bytes: if unsealed { copies.size } else { copies.local_bytes },
+        targets: targets.collect(),
+    })
+}
+
+/// Answers `flush`.
+pub async fn flush(parts: &dyn Parts, request: Flush, progress: ProgressSender) -> Result<Flushed, Error> {
+    let deadline = request.timeout_seconds.map(|seconds| clock::instant() + std::time::Duration::from_secs(seconds));
+    let inodes = request.paths.iter().map(|path| resolve(parts, path)).collect::<Result<Vec<Inode>, Error>>()?;
+    let everything = inodes.is_empty() || inodes.iter().any(|inode| inode.is_dir());
+    let files: Vec<InodeId> = inodes.iter().map(|inode| inode.ino).collect();
+    let durable = request.wait == Wait::Local;
+    let covered = parts.settle(if everything { None } else { Some(&files) }, durable)?;
+    // History is one: a place is reached only after all before it. So an old file is waited for no longer than needed.
+    let mut seq = Seq::ZERO;
+    for ino in files {
+        seq = seq.max(parts.meta().last_seq_below(ino).map_err(internal)?);
+    }
+    let seq = if inodes.iter().any(|inode| inode.ino == InodeId::ROOT) { covered } else { seq };
+    drain::drain(parts, Goal { seq, wait: request.wait, deadline }, Some(&progress)).await?;
+    Ok(Flushed { seq: seq.0 })
+}
+
+fn resolve(parts: &dyn Parts, path: &control::Path) -> Result<Inode, Error> {
+    parts.meta().resolve(&path.0).map_err(|error| match error {
+        meta::Error::Refused(errno) => {
+            let error = Error::new(ErrorKind::NotFound, format!("{path}: {}", std::io::Error::from(errno)));
+            if errno == rustix::io::Errno::NOTDIR {
+                error.hint("symbolic links inside the filesystem are not followed: name the file itself")
+            } else {
+                error.hint("the path is looked for in the filesystem, from its root")
+            }
+        }
+        error => internal(error),
+    })
+}
+
+fn internal(error: meta::Error) -> Error {
+    Error::failed(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mount::parts::testing::Fake;
+
+    fn status_of(parts: &Fake) -> Status {
+        status(parts, Path::new("/mnt"), Path::new("/state")).unwrap()
+    }
+
+    #[test]
+    fn safe_means_every_record_on_every_target_and_nothing_dirty() {
+        let mut parts = Fake::new(&[("a", 2), ("b", 0)]);
+        parts.file("f");
+        let status = status_of(&parts);
+        assert!(!status.safe);
+        assert_eq!(status.targets[1].whole_as_of, None);
+        let mut parts_whole = Fake::new(&[("a", 2), ("b", 2)]);
+        parts_whole.file("f");
+        assert!(status_of(&parts_whole).safe);
+        parts_whole.dirty = Dirty { files: 1, bytes: 10 };
+        let status = status_of(&parts_whole);
+        assert!(!status.safe);
+        assert_eq!((status.unreplicated.files, status.unreplicated.bytes), (1, 10));
+        parts.fence("b");
+        assert_eq!(status_of(&parts).targets[1].mode, Mode::Fenced);
+    }
+
+    #[test]
+    fn a_file_is_safe_where_the_record_that_names_it_is() {
+        let parts = Fake::new(&[("a", 2), ("b", 0)]);
+        parts.file("f");
+        let found = whereis(&parts, &[control::Path(b"f".to_vec())]).unwrap();
+        let states: Vec<_> = found[0].targets.iter().map(|target| target.state).collect();
+        assert_eq!(states, [CopyState::Safe, CopyState::Absent]);
+        let error = whereis(&parts, &[control::Path(b"g".to_vec())]).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn a_flush_of_an_old_file_does_not_wait_for_what_came_later() {
+        let parts = Fake::new(&[("a", 2)]);
+        parts.file("old");
+        parts.file("new");
+        let flush_of = |name: &str| Flush {
+            paths: vec![control::Path(name.as_bytes().to_vec())],
+            wait: Wait::All,
+            timeout_seconds: Some(0),
+        };
+        let (progress, _reports) = ProgressSender::channel();
+        assert_eq!(flush(&parts, flush_of("old"), progress.clone()).await.unwrap().seq, 2);
+        assert_eq!(flush(&parts, flush_of("new"), progress).await.unwrap_err().kind, ErrorKind::Timeout);
+    }
+}
