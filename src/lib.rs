@@ -16,6 +16,7 @@ pub mod chunk;
 pub mod format;
 pub mod fuse;
 pub mod meta;
+pub mod read;
 pub mod replication;
 pub mod target;
 pub mod vfs;

@@ -5,11 +5,12 @@
 
 use std::ops::Range;
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::extent;
+use super::inode::Inode;
 use super::{Meta, Result, Tx};
-use crate::id::{ChunkFileId, ChunkHash, ChunkId, ManifestId};
+use crate::id::{ChunkFileId, ChunkHash, ChunkId, InodeId, ManifestId, TargetBit};
 
 /// A run of a file's committed content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,59 +39,35 @@ pub struct Local {
 }
 
 impl Meta {
-    /// The committed content in `range`: ascending pieces; what lies between them is zeros.
-    pub fn pieces(&self, manifest: ManifestId, range: Range<u64>) -> Result<Vec<Piece>> {
+    /// Size and committed content of a file in `range`: ascending pieces; what lies between them is zeros. One snapshot: a
+    /// commit that gives the manifest up meanwhile does not show.
+    pub fn content(&self, ino: InodeId, range: Range<u64>) -> Result<(u64, Vec<Piece>)> {
         self.read(|conn| {
-            let mut chunk_statement = conn.prepare_cached("SELECT hash, length, placed | claimed FROM chunk WHERE id = ?1")?;
-            let mut local_statement = conn.prepare_cached(
-                "SELECT l.chunk_offset, l.length, l.file, f.name, l.file_offset FROM location l JOIN chunk_file f ON f.id = l.file \
-                 WHERE l.chunk = ?1 AND l.chunk_offset < ?3 AND l.chunk_offset + l.length > ?2 ORDER BY l.chunk_offset",
-            )?;
-            let mut pieces = Vec::new();
-            for row in extent::rows(conn, manifest, range.start, range.end.saturating_sub(range.start))? {
-                let run = row.offset.max(range.start)..(row.offset + row.length).min(range.end);
-                let chunk_offset = row.chunk_offset + (run.start - row.offset);
-                let (hash, chunk_length, placed) = chunk_statement.query_row([row.chunk], |row| {
-                    Ok((row.get(0)?, row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)? as u64))
-                })?;
-                let mut at = run.start;
-                let piece = |range: Range<u64>, local| Piece {
-                    chunk_offset: chunk_offset + (range.start - run.start),
-                    range,
-                    chunk: row.chunk,
-                    hash,
-                    chunk_length,
-                    placed,
-                    local,
-                };
-                let end = chunk_offset + (run.end - run.start);
-                let mut locals = local_statement.query(params![row.chunk, chunk_offset as i64, end as i64])?;
-                while let Some(local) = locals.next()? {
-                    let (start, length): (i64, i64) = (local.get(0)?, local.get(1)?);
-                    // In bytes of the file: the part of the run that this local range holds beyond what is covered.
-                    let from = (start as u64).max(chunk_offset) - chunk_offset + run.start;
-                    let to = ((start + length) as u64).min(end) - chunk_offset + run.start;
-                    if to <= at {
-                        continue;
+            let inode = Inode::get(conn, ino)?;
+            let range = range.start.min(inode.size)..range.end.min(inode.size);
+            match inode.manifest {
+                Some(manifest) => Ok((inode.size, pieces(conn, manifest, range)?)),
+                None => Ok((inode.size, Vec::new())),
+            }
+        })
+    }
+
+    /// Where the next data (or, with `hole`, the next hole) of the committed content is, from `offset` on; the end of the
+    /// file is a hole. `None`: no data behind.
+    pub fn seek(&self, ino: InodeId, offset: u64, hole: bool) -> Result<Option<u64>> {
+        self.read(|conn| {
+            let inode = Inode::get(conn, ino)?;
+            let mut at = offset;
+            if let Some(manifest) = inode.manifest {
+                for row in extent::rows(conn, manifest, offset, inode.size.saturating_sub(offset))? {
+                    match hole {
+                        false => return Ok(Some(row.offset.max(offset))),
+                        true if row.offset > at => break,
+                        true => at = row.offset + row.length,
                     }
-                    if from > at {
-                        pieces.push(piece(at..from, None));
-                    }
-                    let from = from.max(at);
-                    let in_chunk = chunk_offset + (from - run.start);
-                    let found = Local {
-                        file: local.get(2)?,
-                        name: local.get(3)?,
-                        offset: local.get::<_, i64>(4)? as u64 + (in_chunk - start as u64),
-                    };
-                    pieces.push(piece(from..to, Some(found)));
-                    at = to;
-                }
-                if at < run.end {
-                    pieces.push(piece(at..run.end, None));
                 }
             }
-            Ok(pieces)
+            Ok(hole.then_some(at.min(inode.size)))
         })
     }
 
@@ -121,6 +98,59 @@ impl Meta {
             Ok(found.is_some())
         })
     }
+}
+
+fn pieces(conn: &Connection, manifest: ManifestId, range: Range<u64>) -> Result<Vec<Piece>> {
+    let mut chunk_statement = conn.prepare_cached("SELECT hash, length, placed | claimed FROM chunk WHERE id = ?1")?;
+    let mut local_statement = conn.prepare_cached(
+                "SELECT l.chunk_offset, l.length, l.file, f.name, l.file_offset FROM location l JOIN chunk_file f ON f.id = l.file \
+                 WHERE l.chunk = ?1 AND l.chunk_offset < ?3 AND l.chunk_offset + l.length > ?2 ORDER BY l.chunk_offset",
+            )?;
+    let mut pieces = Vec::new();
+    for row in extent::rows(conn, manifest, range.start, range.end.saturating_sub(range.start))? {
+        let run = row.offset.max(range.start)..(row.offset + row.length).min(range.end);
+        let chunk_offset = row.chunk_offset + (run.start - row.offset);
+        let (hash, chunk_length, placed) = chunk_statement.query_row([row.chunk], |row| {
+            Ok((row.get(0)?, row.get::<_, i64>(1)? as u64, row.get::<_, i64>(2)? as u64))
+        })?;
+        let mut at = run.start;
+        let piece = |range: Range<u64>, local| Piece {
+            chunk_offset: chunk_offset + (range.start - run.start),
+            range,
+            chunk: row.chunk,
+            hash,
+            chunk_length,
+            placed,
+            local,
+        };
+        let end = chunk_offset + (run.end - run.start);
+        let mut locals = local_statement.query(params![row.chunk, chunk_offset as i64, end as i64])?;
+        while let Some(local) = locals.next()? {
+            let (start, length): (i64, i64) = (local.get(0)?, local.get(1)?);
+            // In bytes of the file: the part of the run that this local range holds beyond what is covered.
+            let from = (start as u64).max(chunk_offset) - chunk_offset + run.start;
+            let to = ((start + length) as u64).min(end) - chunk_offset + run.start;
+            if to <= at {
+                continue;
+            }
+            if from > at {
+                pieces.push(piece(at..from, None));
+            }
+            let from = from.max(at);
+            let in_chunk = chunk_offset + (from - run.start);
+            let found = Local {
+                file: local.get(2)?,
+                name: local.get(3)?,
+                offset: local.get::<_, i64>(4)? as u64 + (in_chunk - start as u64),
+            };
+            pieces.push(piece(from..to, Some(found)));
+            at = to;
+        }
+        if at < run.end {
+            pieces.push(piece(at..run.end, None));
+        }
+    }
+    Ok(pieces)
 }
 
 /// A chunk file that no row names any more: to be unlinked once that is durable (D1).
@@ -188,6 +218,22 @@ impl Tx<'_> {
             )?
             .execute(params![chunk, file, length as i64, crc32c])?;
         Ok(file)
+    }
+
+    /// A target was found without a chunk, or with wrong bytes of it: it needs it again.
+    pub fn misplaced(&mut self, bit: TargetBit, chunk: ChunkId) -> Result<()> {
+        let changed = self
+            .conn()
+            .prepare_cached(
+                "UPDATE chunk SET placed = placed & ~?2, claimed = claimed & ~?2, incomplete = 1 \
+                 WHERE id = ?1 AND (placed | claimed) & ?2 <> 0",
+            )?
+            .execute(params![chunk, bit.mask() as i64])?;
+        if changed > 0 {
+            self.recount_tally(bit)?;
+            self.chunks_added();
+        }
+        Ok(())
     }
 
     fn forget_file(&mut self, file: ChunkFileId) -> Result<Option<Evicted>> {

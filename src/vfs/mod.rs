@@ -9,6 +9,7 @@
 pub mod attr;
 pub mod caller;
 pub mod create;
+pub mod io;
 pub mod lookup;
 pub mod orphans;
 pub mod readdir;
@@ -23,10 +24,12 @@ use rustix::io::Errno;
 
 pub use caller::Caller;
 
+use crate::chunk::space::Space;
 use crate::id::InodeId;
 use crate::meta::inode::Inode;
 use crate::meta::namespace::{Name, Place};
 use crate::meta::{self, Meta, Tx};
+use crate::read::Reader;
 use crate::write::Files;
 
 /// Result of a file operation: the errno is what the program gets.
@@ -36,6 +39,8 @@ pub type Result<T> = std::result::Result<T, Errno>;
 pub struct Vfs {
     meta: Arc<Meta>,
     files: Arc<Files>,
+    reader: Reader,
+    space: Arc<Space>,
     orphans: orphans::Orphans,
     targets: OnceLock<Box<dyn xattr::Targets>>,
 }
@@ -51,9 +56,10 @@ pub struct Attributes {
 impl Vfs {
     /// Puts the filesystem together. Inodes without a name that an earlier mount left behind must be gone by now
     /// ([`Meta::remove_all_orphans`]).
-    pub fn new(meta: Arc<Meta>, files: Arc<Files>) -> std::io::Result<Vfs> {
+    pub fn new(reader: Reader, space: Arc<Space>) -> std::io::Result<Vfs> {
+        let (meta, files) = (reader.meta.clone(), reader.files.clone());
         let orphans = orphans::Orphans::start(meta.clone(), files.clone())?;
-        Ok(Vfs { meta, files, orphans, targets: OnceLock::new() })
+        Ok(Vfs { meta, files, reader, space, orphans, targets: OnceLock::new() })
     }
 
     /// The metadata store.
@@ -64,6 +70,16 @@ impl Vfs {
     /// The live files.
     pub fn files(&self) -> &Arc<Files> {
         &self.files
+    }
+
+    /// Reads of file content.
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// Local space.
+    pub fn space(&self) -> &Arc<Space> {
+        &self.space
     }
 
     /// A row with what a live session knows better.

@@ -1,0 +1,274 @@
+//! Fetching chunks from targets: best source first, failover, verified, one flight per chunk.
+//!
+//! Owns: the choice and order of sources, the bound on chunks in memory, storing what came for later reads.
+//! Does not own: who asks, what becomes of the bytes (`reader`).
+//!
+//! A wrong or missing copy is a finding: the target loses its placement bit, so that the chunk is uploaded there again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use parking_lot::{Mutex, RwLock};
+use rustix::io::Errno;
+use tokio::sync::Semaphore;
+
+use crate::chunk::evict::Evictor;
+use crate::chunk::file::fetched_path;
+use crate::chunk::open::OpenFiles;
+use crate::chunk::space::{Admission, Space};
+use crate::clock;
+use crate::id::{ChunkHash, ChunkId, TargetBit};
+use crate::meta::Meta;
+use crate::target::{DynTarget, Kind};
+
+/// Chunks in memory on their way to readers at most.
+const FLIGHTS_MAX: usize = 8;
+/// One source has this long for a chunk before the next is asked.
+const SOURCE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A read that no source answers ends in `EIO` after this long.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A target as a source of chunks.
+#[derive(Debug, Clone)]
+pub struct Source {
+    pub bit: TargetBit,
+    pub name: String,
+    pub target: DynTarget,
+    /// Lower first among sources that do equally well.
+    pub priority: u32,
+}
+
+/// A chunk that is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    pub chunk: ChunkId,
+    pub hash: ChunkHash,
+    /// Bytes.
+    pub length: u64,
+    /// Mask of the targets that hold it, as far as is known.
+    pub placed: u64,
+}
+
+/// Counts of what fetching met.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub fetched_chunks: AtomicU64,
+    pub fetched_bytes: AtomicU64,
+    /// Copies whose bytes did not have the hash of their name.
+    pub wrong: AtomicU64,
+    /// Copies that were not there.
+    pub absent: AtomicU64,
+    /// Sources that failed otherwise.
+    pub failed: AtomicU64,
+}
+
+type Flight = Shared<BoxFuture<'static, Result<Bytes, Errno>>>;
+
+/// Fetches chunks.
+pub struct Fetcher {
+    meta: Arc<Meta>,
+    open_files: Arc<OpenFiles>,
+    space: Arc<Space>,
+    evictor: Arc<Evictor>,
+    runtime: tokio::runtime::Handle,
+    sources: RwLock<Vec<(Source, Arc<Record>)>>,
+    flights: Mutex<HashMap<ChunkId, Flight>>,
+    permits: Arc<Semaphore>,
+    counters: Counters,
+}
+
+/// How a source did lately.
+#[derive(Debug, Default)]
+struct Record {
+    failures: AtomicU64,
+    /// Moving average of the time to a chunk, in microseconds.
+    latency_us: AtomicU64,
+}
+
+impl Record {
+    fn succeeded(&self, took: Duration) {
+        self.failures.store(0, Ordering::Relaxed);
+        let before = self.latency_us.load(Ordering::Relaxed);
+        let took = took.as_micros() as u64;
+        self.latency_us.store(if before == 0 { took } else { (before * 7 + took) / 8 }, Ordering::Relaxed);
+    }
+}
+
+impl Fetcher {
+    /// A fetcher without sources.
+    pub fn new(
+        meta: Arc<Meta>,
+        open_files: Arc<OpenFiles>,
+        space: Arc<Space>,
+        evictor: Arc<Evictor>,
+        runtime: tokio::runtime::Handle,
+    ) -> Arc<Fetcher> {
+        Arc::new(Fetcher {
+            meta,
+            open_files,
+            space,
+            evictor,
+            runtime,
+            sources: RwLock::default(),
+            flights: Mutex::default(),
+            permits: Arc::new(Semaphore::new(FLIGHTS_MAX)),
+            counters: Counters::default(),
+        })
+    }
+
+    /// Sets the targets to fetch from.
+    pub fn set_sources(&self, sources: Vec<Source>) {
+        *self.sources.write() = sources.into_iter().map(|source| (source, Arc::default())).collect();
+    }
+
+    /// What fetching met so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The runtime that futures of reads run on.
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        &self.runtime
+    }
+
+    /// Returns the verified bytes of a chunk. All who want the same chunk share one flight.
+    pub fn fetch(self: &Arc<Self>, wanted: Wanted) -> Flight {
+        let mut flights = self.flights.lock();
+        flights
+            .entry(wanted.chunk)
+            .or_insert_with(|| {
+                let fetcher = self.clone();
+                // A task of its own: the flight goes on when a reader gives up, and what came is kept.
+                let task = self.runtime.spawn(async move { fetcher.fly(wanted).await });
+                task.map(|joined| joined.unwrap_or(Err(Errno::IO))).boxed().shared()
+            })
+            .clone()
+    }
+
+    async fn fly(self: Arc<Self>, wanted: Wanted) -> Result<Bytes, Errno> {
+        let result = match tokio::time::timeout(DEADLINE, self.ask_sources(&wanted)).await {
+            Ok(result) => result,
+            Err(_) => {
+                tracing::warn!(chunk = %wanted.hash, "no target gave the chunk in time");
+                Err(Errno::IO)
+            }
+        };
+        match &result {
+            Ok(bytes) => {
+                let (fetcher, bytes) = (self.clone(), bytes.clone());
+                // Readers have their bytes; the flight stays until the file is there, so that nobody fetches twice.
+                self.runtime.spawn_blocking(move || {
+                    fetcher.store(&wanted, &bytes);
+                    fetcher.flights.lock().remove(&wanted.chunk);
+                });
+            }
+            Err(_) => drop(self.flights.lock().remove(&wanted.chunk)),
+        }
+        result
+    }
+
+    async fn ask_sources(&self, wanted: &Wanted) -> Result<Bytes, Errno> {
+        let Ok(_permit) = self.permits.acquire().await else { return Err(Errno::IO) };
+        for (source, record) in self.order(wanted.placed) {
+            let started = clock::instant();
+            let key = crate::format::key::chunk(wanted.hash);
+            let answer = tokio::time::timeout(SOURCE_TIMEOUT, source.target.get(&key, wanted.length)).await;
+            let problem = match answer {
+                Ok(Ok(bytes)) if bytes.len() as u64 == wanted.length && ChunkHash::of(&bytes) == wanted.hash => {
+                    record.succeeded(clock::instant().since(started));
+                    self.counters.fetched_chunks.fetch_add(1, Ordering::Relaxed);
+                    self.counters.fetched_bytes.fetch_add(wanted.length, Ordering::Relaxed);
+                    return Ok(bytes);
+                }
+                Ok(Ok(_)) => Problem::Wrong,
+                Ok(Err(error)) if error.kind == Kind::NotFound => Problem::Absent,
+                Ok(Err(error)) if error.kind == Kind::Invalid => Problem::Wrong,
+                Ok(Err(error)) => Problem::Failed(error.to_string()),
+                Err(_) => Problem::Failed(format!("no answer within {} s", SOURCE_TIMEOUT.as_secs())),
+            };
+            self.note(&source, &record, wanted, &problem);
+        }
+        tracing::error!(chunk = %wanted.hash, "no source can give the chunk");
+        Err(Errno::IO)
+    }
+
+    /// Sources in the order to ask: those known to hold the chunk first, then by recent failures, latency and priority.
+    fn order(&self, placed: u64) -> Vec<(Source, Arc<Record>)> {
+        let mut sources = self.sources.read().clone();
+        sources.sort_by_key(|(source, record)| {
+            (
+                placed & source.bit.mask() == 0,
+                record.failures.load(Ordering::Relaxed),
+                record.latency_us.load(Ordering::Relaxed) / 1000,
+                source.priority,
+            )
+        });
+        sources
+    }
+
+    fn note(&self, source: &Source, record: &Record, wanted: &Wanted, problem: &Problem) {
+        let held = wanted.placed & source.bit.mask() != 0;
+        match problem {
+            Problem::Wrong => {
+                self.counters.wrong.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(target_name = %source.name, chunk = %wanted.hash, "copy has wrong bytes");
+            }
+            Problem::Absent if held => {
+                self.counters.absent.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(target_name = %source.name, chunk = %wanted.hash, "copy is missing");
+            }
+            Problem::Absent => return,
+            Problem::Failed(why) => {
+                self.counters.failed.fetch_add(1, Ordering::Relaxed);
+                record.failures.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(target_name = %source.name, chunk = %wanted.hash, %why, "source failed, asking the next");
+                return;
+            }
+        }
+        if let Err(error) = self.meta.write(|tx| tx.misplaced(source.bit, wanted.chunk)) {
+            tracing::warn!(target_name = %source.name, chunk = %wanted.hash, %error, "the finding could not be recorded");
+        }
+    }
+
+    /// Keeps a fetched chunk for later reads, if there is room.
+    fn store(&self, wanted: &Wanted, bytes: &Bytes) {
+        if self.space.admit(wanted.length) != Admission::Go {
+            return;
+        }
+        let name = fetched_path(&wanted.hash);
+        let stored = (|| -> std::io::Result<()> {
+            use std::io::Write;
+            // What stands there without a row was cut off in the middle.
+            self.open_files.files().remove(&name)?;
+            let mut file = self.open_files.files().create(&name)?;
+            file.write_all(bytes)?;
+            file.sync_data()
+        })();
+        if let Err(error) = stored {
+            tracing::debug!(chunk = %wanted.hash, %error, "a fetched chunk could not be kept");
+            return;
+        }
+        let crc32c = crate::write::seal::crc32c(bytes);
+        match self.meta.write(|tx| tx.fetched(wanted.chunk, &name, wanted.length, crc32c)) {
+            Ok(file) => {
+                self.space.add(wanted.length as i64);
+                self.evictor.used(file);
+            }
+            Err(error) => tracing::debug!(chunk = %wanted.hash, %error, "a fetched chunk could not be kept"),
+        }
+    }
+}
+
+enum Problem {
+    /// Bytes that do not have the hash of their name.
+    Wrong,
+    /// No object.
+    Absent,
+    /// Anything else: try again some other time.
+    Failed(String),
+}
