@@ -28,3 +28,6 @@ pub mod mount;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+
+#[cfg(doc)]
+pub mod docs;
