@@ -51,7 +51,7 @@ pub fn utc(time: Timestamp) -> String {
 }
 
 /// Reads what [`utc`] wrote; fractions of a second are dropped.
-fn parse_utc(text: &str) -> Option<Timestamp> {
+pub(crate) fn parse_utc(text: &str) -> Option<Timestamp> {
     let time: jiff::Timestamp = text.parse().ok()?;
     // Towards zero would round a time before 1970 up; `Timestamp` counts seconds downwards.
     let secs = if time.subsec_nanosecond() < 0 { time.as_second() - 1 } else { time.as_second() };

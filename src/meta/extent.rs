@@ -77,11 +77,6 @@ impl RefDeltas {
         *self.bytes.entry(chunk).or_default() -= bytes as i64;
     }
 
-    /// Chunks touched so far, for batches with a bound.
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
     /// Updates each touched chunk once. A chunk whose count becomes 0 is dead from journal head + 1 on, even if it came
     /// and went within this transaction (a record names it then, and the target that gets the record needs it);
     /// one that is referenced again is revived (T5).

@@ -438,6 +438,10 @@ pub(crate) fn assert_consistent(conn: &Connection) {
             "rows belong to inodes",
             "SELECT (SELECT count(*) FROM xattr WHERE ino NOT IN (SELECT ino FROM inode)) + (SELECT count(*) FROM symlink WHERE ino NOT IN (SELECT ino FROM inode))",
         ),
+        (
+            "usage is kept",
+            "SELECT (SELECT count(*) FROM inode) <> inodes OR (SELECT sum(size) FROM inode) <> bytes FROM counter",
+        ),
         ("inode numbers are never reused", "SELECT count(*) FROM inode WHERE ino >= (SELECT next_inode FROM counter)"),
     ] {
         let broken: i64 = conn.query_row(sql, [], |row| row.get(0)).unwrap_or_else(|e| panic!("{what}: {e}"));

@@ -18,9 +18,11 @@ pub mod attr;
 pub mod commit;
 pub mod copies;
 pub mod create;
+pub mod export;
 pub(crate) mod extent;
 #[cfg(test)]
 pub(crate) mod history;
+pub mod import;
 pub mod inode;
 pub mod journal;
 pub mod location;
@@ -66,6 +68,9 @@ pub enum Error {
         /// What does not fit.
         why: String,
     },
+    /// A checkpoint's database that is not what it must be: nothing of it is believed (D5).
+    #[error("checkpoint: {0}")]
+    Checkpoint(String),
     /// A system call on the store's files failed.
     #[error("metadata store: {what}: {source}")]
     Io {

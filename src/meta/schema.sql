@@ -62,6 +62,7 @@ CREATE TABLE counter (
   seq INTEGER NOT NULL,                            -- journal head
   next_inode INTEGER NOT NULL, next_manifest INTEGER NOT NULL,
   next_cookie INTEGER NOT NULL,
+  exported_seq INTEGER NOT NULL,                   -- S of the newest snapshot: a slot at or below it is never renewed in place (T3)
   epoch INTEGER NOT NULL,                          -- of the newest mount
   writer TEXT NOT NULL,
   boot_id TEXT NOT NULL,                           -- of the newest mount: another one means a power cut or reboot (S6)

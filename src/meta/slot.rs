@@ -70,7 +70,7 @@ impl Tx<'_> {
         }
         let held = self.slot_of(request.session)?;
         let seq = match held {
-            Some(held) if inode.last_seq <= held.seq => self.renew(&held, request)?,
+            Some(held) if inode.last_seq <= held.seq && held.seq > self.exported() => self.renew(&held, request)?,
             Some(held) => self.take(request, &mut inode, Some(&held))?,
             None => {
                 self.store_session(request, &inode)?;

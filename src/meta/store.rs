@@ -56,6 +56,7 @@ struct Counters {
     next_inode: InodeId,
     next_manifest: ManifestId,
     next_cookie: u64,
+    exported: Seq,
     usage: Usage,
 }
 
@@ -92,7 +93,7 @@ impl Writer {
         if after != self.counters {
             tx.prepare_cached(
                 "UPDATE counter SET seq = ?1, next_inode = ?2, next_manifest = ?3, next_cookie = ?4, inodes = ?5, \
-                 bytes = ?6",
+                 bytes = ?6, exported_seq = ?7",
             )?
             .execute(params![
                 after.seq,
@@ -100,7 +101,8 @@ impl Writer {
                 after.next_manifest,
                 after.next_cookie as i64,
                 after.usage.inodes as i64,
-                after.usage.bytes as i64
+                after.usage.bytes as i64,
+                after.exported
             ])?;
         }
         tx.commit()?;
@@ -162,7 +164,7 @@ impl Meta {
             tx.execute("INSERT INTO filesystem (key, value) VALUES (?1, ?2)", params![key, value])?;
         }
         tx.execute("INSERT INTO filesystem (key, value) VALUES ('chunk_size', ?1)", [created.chunk_size as i64])?;
-        tx.execute("INSERT INTO counter VALUES (1, 0, 2, 1, 1, 0, '00000000', '', 0, 0, 0)", [])?;
+        tx.execute("INSERT INTO counter VALUES (1, 0, 2, 1, 1, 0, 0, '00000000', '', 0, 0, 0)", [])?;
         tx.commit()?;
         drop(conn);
         Meta::open(path, &Options::default())
@@ -402,6 +404,17 @@ impl<'a> Tx<'a> {
         cookie as i64
     }
 
+    /// S of the newest snapshot that was exported. What fills a slot at or below it reaches targets as extents only, so
+    /// size and times of such a slot must stay as that snapshot has them (T3).
+    pub(crate) fn exported(&self) -> Seq {
+        self.counters.exported
+    }
+
+    /// Notes that a snapshot of everything up to here is being exported.
+    pub(crate) fn set_exported(&mut self) {
+        self.counters.exported = self.counters.seq;
+    }
+
     /// Continues history after `seq`, for replay of records that another state directory wrote.
     pub(crate) fn set_head(&mut self, seq: Seq) {
         self.counters.seq = seq;
@@ -421,22 +434,13 @@ impl<'a> Tx<'a> {
         });
     }
 
-    /// Counts inodes and bytes anew, after rows were written in bulk (import of a checkpoint).
-    pub(crate) fn recount_usage(&self) -> Result<()> {
-        let usage = self.conn().query_row("SELECT count(*), coalesce(sum(size), 0) FROM inode", [], |row| {
-            Ok(Usage { inodes: row.get::<_, i64>(0)? as u64, bytes: row.get::<_, i64>(1)? as u64 })
-        })?;
-        self.usage.set(usage);
-        Ok(())
-    }
-
     /// Tells the uploaders, once committed, that there are new chunks.
     pub(crate) fn chunks_added(&mut self) {
         self.chunks_added = true;
     }
 }
 
-fn configure(conn: &Connection) -> Result<()> {
+pub(super) fn configure(conn: &Connection) -> Result<()> {
     conn.busy_timeout(std::time::Duration::from_secs(30))?;
     conn.pragma_update(None, "journal_mode", "WAL")?;
     // A commit writes the WAL without syncing it; durability is `Meta::sync`.
@@ -476,15 +480,20 @@ fn reader(path: &Path) -> Result<Connection> {
 }
 
 fn read_counters(conn: &Connection) -> Result<Counters> {
-    Ok(conn.query_row("SELECT seq, next_inode, next_manifest, next_cookie, inodes, bytes FROM counter", [], |row| {
-        Ok(Counters {
-            seq: row.get(0)?,
-            next_inode: row.get(1)?,
-            next_manifest: row.get(2)?,
-            next_cookie: row.get::<_, i64>(3)? as u64,
-            usage: Usage { inodes: row.get::<_, i64>(4)? as u64, bytes: row.get::<_, i64>(5)? as u64 },
-        })
-    })?)
+    Ok(conn.query_row(
+        "SELECT seq, next_inode, next_manifest, next_cookie, inodes, bytes, exported_seq FROM counter",
+        [],
+        |row| {
+            Ok(Counters {
+                seq: row.get(0)?,
+                next_inode: row.get(1)?,
+                next_manifest: row.get(2)?,
+                next_cookie: row.get::<_, i64>(3)? as u64,
+                exported: row.get(6)?,
+                usage: Usage { inodes: row.get::<_, i64>(4)? as u64, bytes: row.get::<_, i64>(5)? as u64 },
+            })
+        },
+    )?)
 }
 
 #[cfg(test)]
