@@ -7,8 +7,12 @@
 pub mod answers;
 pub mod background;
 pub mod drain;
+pub mod fuse_options;
 pub mod log;
+pub mod mountpoint;
 pub mod nesting;
 pub mod parts;
+pub mod settings;
 pub mod state_dir;
+pub mod store;
 pub mod unmount;

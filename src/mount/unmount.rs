@@ -1,9 +1,13 @@
-//! Taking the mount away: by ourselves, as the FUSE library gives up its handle when the mount is busy (D7).
+//! Taking the mount away (D7), and who is in the way.
+//!
+//! Does not own: the system call (`fuse::device`).
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+use crate::fuse::device::{self, Unmount};
 
 /// At most so many processes are named.
 const USERS_MAX: usize = 8;
@@ -28,42 +32,14 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
     if !is_mounted(mountpoint)? {
         return Ok(());
     }
-    let result = match umount2(mountpoint, lazy) {
-        Err(e) if e.raw_os_error() == Some(libc::EPERM) => by_helper(mountpoint, lazy),
-        result => result,
-    };
-    match result {
+    let how = if lazy { Unmount::Lazy } else { Unmount::Clean };
+    match device::unmount(mountpoint, how) {
         Ok(()) => Ok(()),
         // Someone else was faster.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Err(Error::Busy { users: users(mountpoint) }),
         Err(e) => Err(e.into()),
     }
-}
-
-fn umount2(mountpoint: &Path, lazy: bool) -> io::Result<()> {
-    let path = std::ffi::CString::new(mountpoint.as_os_str().as_bytes())?;
-    let flags = libc::UMOUNT_NOFOLLOW | if lazy { libc::MNT_DETACH } else { 0 };
-    // SAFETY: `path` is a string that ends with NUL and lives during the call.
-    match unsafe { libc::umount2(path.as_ptr(), flags) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Users who are not root unmount through the set-uid helper of libfuse.
-fn by_helper(mountpoint: &Path, lazy: bool) -> io::Result<()> {
-    let mut command = std::process::Command::new("fusermount3");
-    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(mountpoint).stdin(std::process::Stdio::null());
-    let output = command.output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if said.contains("busy") {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
-    Err(io::Error::other(format!("fusermount3: {said}")))
 }
 
 /// True if a TandemFS is mounted at `mountpoint`, by the kernel's table: it answers also when the mount hangs.
