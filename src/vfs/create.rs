@@ -35,13 +35,10 @@ impl Vfs {
     /// Gives `ino` one more name. A dirty file takes its place in history first (O1).
     pub fn link(&self, ino: InodeId, parent: InodeId, name: &[u8]) -> Result<Attributes> {
         let place = place(parent, name)?;
-        let dirty = self.files.dirty(ino);
-        let slot = dirty.as_ref().map(|dirty| &dirty.request);
         let inode = self
-            .meta
-            .write(|tx| tx.link(ino, place, slot, clock::now()))
+            .files
+            .with_claims(&[ino], |claims| self.meta.write(|tx| tx.link(ino, place, claims.first(), clock::now())))
             .map_err(|error| errno("link", parent, &error))?;
-        dirty.iter().for_each(|dirty| self.files.slot_reserved(dirty));
         self.named(&inode);
         Ok(self.attributes(inode))
     }

@@ -4,7 +4,7 @@ use super::{Result, Vfs, errno, place};
 use crate::clock;
 use crate::id::InodeId;
 use crate::meta::rename::Move;
-use crate::write::Dirty;
+use crate::meta::slot::SlotRequest;
 
 /// What a rename does when there is something under the new name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,32 +22,24 @@ impl Vfs {
     pub fn rename(&self, from: (InodeId, &[u8]), to: (InodeId, &[u8]), mode: RenameMode) -> Result<()> {
         let refused = |error: crate::meta::Error| errno("rename", from.0, &error);
         let (from, to) = (place(from.0, from.1)?, place(to.0, to.1)?);
-        let moved = self.meta.lookup(from).map_err(refused)?;
-        let dirty = self.files.dirty(moved.ino);
+        let moved = self.meta.lookup(from).map_err(refused)?.ino;
+        let time = clock::now();
         match mode {
             RenameMode::Replace | RenameMode::NoReplace => {
-                let no_replace = mode == RenameMode::NoReplace;
-                let request = Move { from, to, no_replace, time: clock::now() };
-                let slot = dirty.as_ref().map(|dirty| &dirty.request);
-                let replaced = self.meta.write(|tx| tx.rename(&request, slot)).map_err(refused)?;
-                self.moved(moved.ino, dirty, request.time);
+                let request = Move { from, to, no_replace: mode == RenameMode::NoReplace, time };
+                let rename = |claims: &[SlotRequest]| self.meta.write(|tx| tx.rename(&request, claims.first()));
+                let replaced = self.files.with_claims(&[moved], rename).map_err(refused)?;
+                self.files.attributes_set(moved, None, time);
                 replaced.iter().for_each(|inode| self.lost_name(inode));
             }
             RenameMode::Exchange => {
-                let other = self.meta.lookup(to).map_err(refused)?;
-                let other_dirty = self.files.dirty(other.ino);
-                let slots: Vec<_> = [&dirty, &other_dirty].into_iter().flatten().map(|dirty| dirty.request).collect();
-                let time = clock::now();
-                self.meta.write(|tx| tx.exchange(from, to, &slots, time)).map_err(refused)?;
-                self.moved(moved.ino, dirty, time);
-                self.moved(other.ino, other_dirty, time);
+                let other = self.meta.lookup(to).map_err(refused)?.ino;
+                let exchange = |claims: &[SlotRequest]| self.meta.write(|tx| tx.exchange(from, to, claims, time));
+                self.files.with_claims(&[moved, other], exchange).map_err(refused)?;
+                self.files.attributes_set(moved, None, time);
+                self.files.attributes_set(other, None, time);
             }
         }
         Ok(())
-    }
-
-    fn moved(&self, ino: InodeId, dirty: Option<Dirty>, time: clock::Timestamp) {
-        dirty.iter().for_each(|dirty| self.files.slot_reserved(dirty));
-        self.files.attributes_set(ino, None, time);
     }
 }

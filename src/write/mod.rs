@@ -21,4 +21,3 @@ pub mod session;
 pub mod slots;
 
 pub use files::{Files, Options};
-pub use slots::Dirty;

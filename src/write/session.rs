@@ -35,8 +35,6 @@ pub struct Staged {
     /// Counts up with every change of content; a slot covers it up to `slot_dirtyings`.
     pub dirtyings: u64,
     pub slot_dirtyings: u64,
-    /// A record that named the inode reserved a slot meanwhile: its size and times may be older than a later flush's.
-    pub recheck: bool,
     /// Reserved a slot at least once.
     pub has_slot: bool,
     /// Its slot was asked for by an `fsync`.
@@ -128,7 +126,6 @@ impl Staged {
             log,
             dirtyings: 0,
             slot_dirtyings: 0,
-            recheck: false,
             has_slot: false,
             fsynced: false,
             synced_size: None,

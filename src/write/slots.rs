@@ -19,15 +19,6 @@ const WRITEBACK_AT: u64 = 1 << 20;
 /// How long an `fsync` waits for sessions that were frozen before it (D3).
 const SYNC_DEADLINE: Duration = Duration::from_secs(60);
 
-/// A claim on the place that a dirty inode must take before a record that names it (O1): reserve `request` in that
-/// record's transaction before its own record, then call [`Files::slot_reserved`].
-#[derive(Debug, Clone, Copy)]
-pub struct Dirty {
-    pub request: SlotRequest,
-    /// The count of dirtyings that `request` covers.
-    pub dirtyings: u64,
-}
-
 /// When open sessions are rotated (O8).
 #[derive(Debug, Clone, Copy)]
 pub struct Rotation {
@@ -122,25 +113,29 @@ impl Files {
         Ok(())
     }
 
-    /// The slot that `ino` needs before a record that names it, if it is dirty since its last one.
-    pub fn dirty(&self, ino: InodeId) -> Option<Dirty> {
-        let file = self.find(ino)?;
-        let state = file.state.read();
-        let staged = state.staged.as_ref().filter(|staged| staged.is_dirty())?;
-        Some(Dirty { request: request(ino, &state, false)?, dirtyings: staged.dirtyings })
-    }
-
-    /// Notes that the slot of `dirty` was reserved.
-    pub fn slot_reserved(&self, dirty: &Dirty) {
-        let Some(file) = self.find(dirty.request.ino) else { return };
-        let mut state = file.state.write();
-        let Some(staged) = state.staged.as_mut().filter(|staged| staged.id == dirty.request.session) else { return };
-        staged.slot_dirtyings = staged.slot_dirtyings.max(dirty.dirtyings);
-        staged.has_slot = true;
-        // A flush may have renewed the slot with newer values in between: the seal looks again.
-        staged.recheck = true;
-        // The head is at or after the slot: a birth waits rather too long than too short.
-        self.births().has_slot(dirty.request.ino, self.meta.head());
+    /// Runs `name`, a transaction whose record names `inos`, with the claims of those that are dirty since their last
+    /// slot: it reserves these before its own record (O1). Their sessions stand still until it has committed, so a claim
+    /// is never that of a session which was sealed meanwhile.
+    pub fn with_claims<T>(&self, inos: &[InodeId], name: impl FnOnce(&[SlotRequest]) -> Result<T>) -> Result<T> {
+        // No rotation now: it locks many sessions, in any order. Of two name operations the order is that of the inodes.
+        let _gate = self.gate.read();
+        let mut inos = inos.to_vec();
+        inos.sort_unstable();
+        inos.dedup();
+        let files: Vec<Arc<LiveFile>> = inos.into_iter().filter_map(|ino| self.find(ino)).collect();
+        let mut dirty: Vec<_> = files
+            .iter()
+            .map(|file| (file.ino, file.state.write()))
+            .filter(|(_, state)| !state.unnamed && state.staged.as_ref().is_some_and(|staged| staged.is_dirty()))
+            .collect();
+        let claims: Vec<SlotRequest> = dirty.iter().filter_map(|(ino, state)| request(*ino, state, false)).collect();
+        let value = name(&claims)?;
+        for (ino, state) in &mut dirty {
+            reserved(state, false);
+            // The head is at or after the slot: a birth waits rather too long than too short.
+            self.births().has_slot(*ino, self.meta.head());
+        }
+        Ok(value)
     }
 
     /// Reserves or renews the slot of the staged session. `None`: the inode has no name.
@@ -238,7 +233,6 @@ fn reserved(state: &mut State, fsynced: bool) {
     if let Some(staged) = &mut state.staged {
         staged.slot_dirtyings = staged.dirtyings;
         staged.has_slot = true;
-        staged.recheck = false;
         staged.fsynced |= fsynced;
     }
 }
