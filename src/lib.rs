@@ -10,6 +10,7 @@
 //! The modules stand in the order in which data flows through them.
 
 pub mod clock;
+pub mod config;
 pub mod id;
 
 pub mod chunk;

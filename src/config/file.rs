@@ -1,0 +1,279 @@
+//! The TOML file.
+//!
+//! Owns: its keys, units and limits, and finding the line of what is wrong.
+//! Does not own: URIs and options of targets (`target`).
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::Deserialize;
+use toml::{Spanned, Value};
+
+use super::target::Origin;
+use super::{CHUNK_SIZE, Config, Error, Place, Policy, Result, TargetConfig, secret, suggest};
+use crate::target::service::Options;
+
+/// Our own keys in the table of a target; all others are options of its store.
+pub(super) const TARGET_KEYS: [&str; 3] = ["uri", "read_priority", "concurrency"];
+
+/// Transfers at the same time to one target, at most.
+const CONCURRENCY_MAX: i64 = 1024;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    name: Option<Spanned<String>>,
+    mountpoint: Option<Spanned<PathBuf>>,
+    state_dir: Option<Spanned<PathBuf>>,
+    chunk_size: Option<Spanned<Value>>,
+    rotate: Option<Spanned<Value>>,
+    rotate_synced: Option<Spanned<Value>>,
+    shutdown_timeout: Option<Spanned<Value>>,
+    #[serde(default)]
+    cache: CacheTable,
+    #[serde(default)]
+    acknowledge: AcknowledgeTable,
+    #[serde(default)]
+    target: BTreeMap<Spanned<String>, BTreeMap<Spanned<String>, Spanned<Value>>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct CacheTable {
+    limit: Option<Spanned<Value>>,
+    reserve: Option<Spanned<Value>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct AcknowledgeTable {
+    close: Option<Spanned<Value>>,
+    fsync: Option<Spanned<Value>>,
+    deadline: Option<Spanned<Value>>,
+}
+
+/// Reads the text of a file.
+pub(super) fn parse(text: &str, path: &Path) -> Result<Config> {
+    let reader = Reader { text, path };
+    let file: File = toml::from_str(text).map_err(|error| reader.syntax(&error))?;
+    let mut config = Config::default();
+    let dir = path.parent().unwrap_or(Path::new(""));
+
+    if let Some(name) = file.name {
+        let fits = !name.get_ref().is_empty() && name.get_ref().len() <= 255;
+        let plain = !name.get_ref().chars().any(char::is_control);
+        reader.require(&name, fits && plain, "a name has 1 to 255 bytes and no control characters")?;
+        config.name = Some(name.into_inner());
+    }
+    config.mountpoint = file.mountpoint.map(|path| reader.absolute(path)).transpose()?;
+    config.state_dir = file.state_dir.map(|path| reader.absolute(path)).transpose()?;
+    if let Some(value) = file.chunk_size {
+        config.chunk_size = reader.bytes(&value)?;
+        let fits = CHUNK_SIZE.contains(&config.chunk_size) && config.chunk_size.is_power_of_two();
+        reader.require(&value, fits, "chunk_size is a power of two from 64 KiB to 64 MiB")?;
+    }
+    if let Some(value) = file.cache.limit {
+        let limit = reader.bytes(&value)?;
+        reader.require(&value, limit >= 64 << 20, "cache.limit is at least 64 MiB")?;
+        config.cache.limit = Some(limit);
+    }
+    if let Some(value) = file.cache.reserve {
+        config.cache.reserve = reader.bytes(&value)?;
+    }
+    for (setting, value, at_least) in [
+        (&mut config.rotate, file.rotate, Duration::from_secs(1)),
+        (&mut config.rotate_synced, file.rotate_synced, Duration::from_millis(100)),
+        (&mut config.shutdown_timeout, file.shutdown_timeout, Duration::ZERO),
+        (&mut config.acknowledge.deadline, file.acknowledge.deadline, Duration::from_secs(1)),
+    ] {
+        let Some(value) = value else { continue };
+        *setting = reader.duration(&value)?;
+        let least = humantime::format_duration(at_least);
+        reader.require(&value, *setting >= at_least, &format!("it is at least {least}"))?;
+    }
+    for (setting, value) in [
+        (&mut config.acknowledge.close, file.acknowledge.close),
+        (&mut config.acknowledge.fsync, file.acknowledge.fsync),
+    ] {
+        let Some(value) = value else { continue };
+        *setting = reader.policy(&value)?;
+    }
+    for (name, table) in file.target {
+        config.targets.push(reader.target(&name, table, dir)?);
+    }
+    Ok(config)
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    path: &'a Path,
+}
+
+impl Reader<'_> {
+    fn target(
+        &self,
+        name: &Spanned<String>,
+        table: BTreeMap<Spanned<String>, Spanned<Value>>,
+        dir: &Path,
+    ) -> Result<TargetConfig> {
+        let mut uri = None;
+        let mut read_priority = 0;
+        let mut concurrency = None;
+        let mut options = Options::new();
+        let mut spans = BTreeMap::new();
+        for (key, value) in table {
+            match key.get_ref().as_str() {
+                "uri" => uri = Some((self.string(&value)?.to_owned(), value.span())),
+                "read_priority" => read_priority = self.integer(&value, 0..=1_000_000)? as u32,
+                "concurrency" => concurrency = Some(self.integer(&value, 1..=CONCURRENCY_MAX)? as u32),
+                "layout" => self.only(&key, &value, "chunks")?,
+                "codec" => self.only(&key, &value, "none")?,
+                _ => {
+                    spans.insert(key.get_ref().to_lowercase(), key.span());
+                    let text = self.option(&value, dir)?;
+                    options.insert(key.into_inner().to_lowercase(), text);
+                }
+            }
+        }
+        let Some((uri, span)) = uri else {
+            return Err(self
+                .at(name.span(), Error::new(format!("target {:?} has no uri", name.get_ref())))
+                .hint("add uri = \"s3://bucket/prefix\" or the like"));
+        };
+        let target = TargetConfig::new(name.get_ref(), &uri, options, Origin::File).map_err(|error| {
+            // The option that the message names, else the URI.
+            let named = spans.iter().find(|(key, _)| error.message.contains(&format!("{key:?}")));
+            self.at(named.map_or(span, |(_, span)| span.clone()), error)
+        })?;
+        Ok(TargetConfig { read_priority, concurrency, ..target })
+    }
+
+    /// The value of an option as text: a string with `${ENV}`, a number, a boolean, or `{ file = "…" }`.
+    fn option(&self, value: &Spanned<Value>, dir: &Path) -> Result<String> {
+        let wrong = || {
+            let error = Error::new("an option is a string, a number, a boolean or { file = \"…\" }");
+            self.at(value.span(), error)
+        };
+        match value.get_ref() {
+            Value::String(text) => secret::expand(text, secret::environment),
+            Value::Integer(number) => Ok(number.to_string()),
+            Value::Boolean(flag) => Ok(flag.to_string()),
+            Value::Table(table) if table.len() == 1 => match table.get("file") {
+                Some(Value::String(file)) => secret::read_file(file, dir),
+                _ => return Err(wrong()),
+            },
+            _ => return Err(wrong()),
+        }
+        .map_err(|error| self.at(value.span(), error))
+    }
+
+    /// A choice that later versions will widen.
+    fn only(&self, key: &Spanned<String>, value: &Spanned<Value>, only: &str) -> Result<()> {
+        if self.string(value)? == only {
+            return Ok(());
+        }
+        let error = Error::new(format!("{} = {} is not built yet", key.get_ref(), value.get_ref()));
+        Err(self.at(value.span(), error.hint(format!("this version has {:?} only", only))))
+    }
+
+    fn policy(&self, value: &Spanned<Value>) -> Result<Policy> {
+        let text = match value.get_ref() {
+            Value::Integer(number) => number.to_string(),
+            _ => self.string(value)?.to_owned(),
+        };
+        match text.parse() {
+            Ok(policy @ (Policy::Cached | Policy::Local)) => Ok(policy),
+            Ok(policy) => {
+                let error = Error::new(format!("acknowledgement policy \"{policy}\" is not built yet"));
+                let hint = "use \"cached\" or \"local\", and `tandemfs flush --wait` where a target must have it";
+                Err(self.at(value.span(), error.hint(hint)))
+            }
+            Err(error) => {
+                let known = ["cached", "local", "one", "quorum", "all"];
+                let hint = suggest::nearest(&text, known).map(|near| format!("did you mean {near:?}?"));
+                let hint = hint.unwrap_or_else(|| "policies are: cached, local, one, quorum, a number, all".to_owned());
+                Err(self.at(value.span(), Error::new(error.to_string()).hint(hint)))
+            }
+        }
+    }
+
+    fn absolute(&self, path: Spanned<PathBuf>) -> Result<PathBuf> {
+        self.require(&path, path.get_ref().is_absolute(), "a path here is absolute")?;
+        Ok(path.into_inner())
+    }
+
+    fn string<'v>(&self, value: &'v Spanned<Value>) -> Result<&'v str> {
+        let wrong = || self.at(value.span(), Error::new(format!("{} is not a string", value.get_ref())));
+        value.get_ref().as_str().ok_or_else(wrong)
+    }
+
+    fn integer(&self, value: &Spanned<Value>, range: std::ops::RangeInclusive<i64>) -> Result<i64> {
+        let number = value.get_ref().as_integer().filter(|number| range.contains(number));
+        let wrong = || {
+            let message = format!("{} is not a number from {} to {}", value.get_ref(), range.start(), range.end());
+            self.at(value.span(), Error::new(message))
+        };
+        number.ok_or_else(wrong)
+    }
+
+    fn bytes(&self, value: &Spanned<Value>) -> Result<u64> {
+        let size = match value.get_ref() {
+            Value::Integer(bytes) => u64::try_from(*bytes).ok(),
+            Value::String(text) => text.parse::<ByteSize>().ok().map(|size| size.as_u64()),
+            _ => None,
+        };
+        let wrong = || {
+            let error = Error::new(format!("{} is not a size", value.get_ref()));
+            self.at(value.span(), error.hint("write a size as \"64 GiB\", \"512 MiB\" or \"500 GB\""))
+        };
+        // Above: offsets are signed in the kernel.
+        size.filter(|size| *size <= i64::MAX as u64).ok_or_else(wrong)
+    }
+
+    fn duration(&self, value: &Spanned<Value>) -> Result<Duration> {
+        let duration = value.get_ref().as_str().and_then(|text| humantime::parse_duration(text).ok());
+        let wrong = || {
+            let error = Error::new(format!("{} is not a duration", value.get_ref()));
+            self.at(value.span(), error.hint("write a duration as \"30s\", \"500ms\" or \"10m\""))
+        };
+        // A year stands for ever and can be added to any time.
+        duration.filter(|duration| *duration <= Duration::from_secs(365 * 24 * 3600)).ok_or_else(wrong)
+    }
+
+    fn require<T>(&self, value: &Spanned<T>, fits: bool, rule: &str) -> Result<()> {
+        if fits { Ok(()) } else { Err(self.at(value.span(), Error::new(rule))) }
+    }
+
+    /// Names the place of an error.
+    fn at(&self, span: Range<usize>, error: Error) -> Error {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let place = Place {
+            file: self.path.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        };
+        Error { place: Some(place), ..error }
+    }
+
+    /// An error of the parser: broken TOML, wrong types, unknown keys.
+    fn syntax(&self, error: &toml::de::Error) -> Error {
+        let message = error.message();
+        let own = match message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`')) {
+            Some((name, expected)) => {
+                // "…, expected one of `a`, `b`": every second piece between backticks is a name.
+                let known = expected.split('`').skip(1).step_by(2);
+                Error::new(format!("unknown key {name:?}")).maybe_hint(suggest::hint(name, known))
+            }
+            // One line: the parser's own picture of the place is left to who prints the error.
+            None => Error::new(message.lines().collect::<Vec<_>>().join(", ")),
+        };
+        match error.span() {
+            Some(span) => self.at(span, own),
+            None => own,
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What the operator wrote: a TOML file, or `--target NAME=URI` arguments.
+//!
+//! Owns: the settings with their defaults and limits, errors that name the place and the next step, secrets on their way
+//! to a target, refusing two targets at the same place.
+//! Does not own: whether a target answers (`target`), nesting of directories (`mount`), what a setting does.
+//!
+//! ```toml
+//! name = "photos"
+//! mountpoint = "/mnt/photos"
+//!
+//! [cache]
+//! limit = "64 GiB"
+//!
+//! [target.aws]
+//! uri = "s3://my-bucket/photos"
+//! region = "eu-central-1"
+//! access_key_id = "${AWS_ACCESS_KEY_ID}"
+//! secret_access_key = { file = "/etc/tandemfs/aws.secret" }
+//! ```
+
+mod error;
+mod file;
+mod place;
+mod policy;
+mod secret;
+mod suggest;
+mod target;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use self::error::{Error, Place, Result};
+pub use self::policy::Policy;
+pub use self::target::{Location, TargetConfig, build};
+
+/// Bounds of a chunk (DESIGN §2): a power of two between them.
+const CHUNK_SIZE: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 20;
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The filesystem's name, for people; written into each target at its initialisation.
+    pub name: Option<String>,
+    /// Where it is mounted, unless the command line says so.
+    pub mountpoint: Option<PathBuf>,
+    /// Where local state lives, unless the command line says so.
+    pub state_dir: Option<PathBuf>,
+    /// Bytes of a new chunk at most.
+    pub chunk_size: u64,
+    /// Local disk space.
+    pub cache: Cache,
+    /// When `close` and `fsync` may return.
+    pub acknowledge: Acknowledge,
+    /// Open files are committed too, this long after their last commit (O8).
+    pub rotate: Duration,
+    /// The same for files that were synced while open (O8).
+    pub rotate_synced: Duration,
+    /// Draining after SIGTERM takes at most this long (D7).
+    pub shutdown_timeout: Duration,
+    /// The targets, in the order of their names (file) or as given (command line).
+    pub targets: Vec<TargetConfig>,
+}
+
+/// Limits of local disk space (D2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// Bytes of local chunk files at most; `None`: what the disk has.
+    pub limit: Option<u64>,
+    /// Bytes kept back for metadata when the disk is full.
+    pub reserve: u64,
+}
+
+/// Acknowledgement policies (D3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acknowledge {
+    /// When `close` may return.
+    pub close: Policy,
+    /// When `fsync` may return.
+    pub fsync: Policy,
+    /// They return an error after this long; the data stays queued.
+    pub deadline: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            name: None,
+            mountpoint: None,
+            state_dir: None,
+            chunk_size: 4 << 20,
+            cache: Cache { limit: None, reserve: 512 << 20 },
+            acknowledge: Acknowledge { close: Policy::Cached, fsync: Policy::Local, deadline: Duration::from_secs(60) },
+            rotate: Duration::from_secs(60),
+            rotate_synced: Duration::from_secs(2),
+            shutdown_timeout: Duration::from_secs(30),
+            targets: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads a file.
+    pub fn load(path: &Path) -> Result<Config> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let message = format!("cannot read {}: {error}", path.display());
+            Error::new(message).hint("name an existing TOML file; `mount-examples/` has some to start from")
+        })?;
+        Config::from_toml(&text, path)
+    }
+
+    /// Reads the text of a file; `path` is for messages, and what relative secret files are relative to.
+    pub fn from_toml(text: &str, path: &Path) -> Result<Config> {
+        let config = file::parse(text, path)?;
+        config.checked()
+    }
+
+    /// Takes the arguments of `--target`, with defaults for the rest.
+    pub fn from_target_arguments<S: AsRef<str>>(arguments: &[S]) -> Result<Config> {
+        let targets =
+            arguments.iter().map(|argument| TargetConfig::from_argument(argument.as_ref())).collect::<Result<_>>()?;
+        Config { targets, ..Config::default() }.checked()
+    }
+
+    fn checked(self) -> Result<Config> {
+        place::check(&self.targets)?;
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests;
