@@ -3,8 +3,8 @@
 //! A reply object is answered outside of [`Adapter::run`], which catches the panics; one that is dropped unanswered
 //! answers `EIO` itself.
 
+use std::any::Any;
 use std::ffi::OsStr;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -13,14 +13,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyXattr, Request, TimeOrNow,
+    BsdFileFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use rustix::io::Errno;
 
 use super::attr::{GENERATION, TTL, file_attr, file_type, inode, no_entry, set_time};
 use super::errno::reply as errno;
+use super::io;
 use crate::meta::namespace::NAME_MAX;
 use crate::meta::xattr::SetMode;
 use crate::vfs::attr::SetAttributes;
@@ -51,9 +52,9 @@ const CAPABILITIES: [InitFlags; 10] = [
 
 /// Serves the requests of one mount.
 pub(super) struct Adapter {
-    vfs: Arc<Vfs>,
-    runtime: tokio::runtime::Handle,
-    panics: Arc<AtomicU64>,
+    pub(super) vfs: Arc<Vfs>,
+    pub(super) runtime: tokio::runtime::Handle,
+    pub(super) panics: Arc<AtomicU64>,
     /// The kernel needs no OPENDIR: it caches listings and drops them when it changes a directory itself.
     no_opendir: bool,
 }
@@ -116,14 +117,18 @@ impl Adapter {
     }
 }
 
-fn catch<T>(panics: &AtomicU64, operation: &'static str, body: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
-        panics.fetch_add(1, Ordering::Relaxed);
-        let said = panic.downcast_ref::<&str>().copied().map(str::to_owned);
-        let said = said.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        tracing::error!(operation, panic = said, "a handler panicked; answered with an input/output error");
-        Err(Errno::IO)
-    })
+/// Runs `body`; a panic in it is an input/output error and counted.
+pub(super) fn catch<T>(panics: &AtomicU64, operation: &'static str, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| panicked(panics, operation, &*panic))
+}
+
+/// What a caught panic is answered with.
+pub(super) fn panicked<T>(panics: &AtomicU64, operation: &'static str, panic: &(dyn Any + Send)) -> Result<T> {
+    panics.fetch_add(1, Ordering::Relaxed);
+    let said = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+    let said = said.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    tracing::error!(operation, panic = said, "a handler panicked; answered with an input/output error");
+    Err(Errno::IO)
 }
 
 fn caller(request: &Request) -> Caller {
@@ -131,17 +136,17 @@ fn caller(request: &Request) -> Caller {
 }
 
 impl Filesystem for Adapter {
-    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         for capability in CAPABILITIES {
             if config.add_capabilities(capability).is_err() {
                 tracing::info!(?capability, "the kernel does not offer this");
             }
         }
         self.no_opendir = config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
-        config.set_max_write(MAX_WRITE).map_err(|nearest| io::Error::other(format!("max_write {nearest}")))?;
+        config.set_max_write(MAX_WRITE).map_err(|nearest| std::io::Error::other(format!("max_write {nearest}")))?;
         config
             .set_max_background(MAX_BACKGROUND)
-            .map_err(|nearest| io::Error::other(format!("background {nearest}")))?;
+            .map_err(|nearest| std::io::Error::other(format!("background {nearest}")))?;
         Ok(())
     }
 
@@ -261,6 +266,120 @@ impl Filesystem for Adapter {
 
     fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.reply_entry("link", reply, |vfs| vfs.link(inode(ino), inode(parent), name.as_bytes()));
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let created =
+            self.run("create", |vfs| vfs.create(&caller(request), inode(parent), name.as_bytes(), mode, umask, flags));
+        match created {
+            Ok((attributes, opened)) => {
+                let (handle, flags) = io::opened(&opened);
+                reply.created(&TTL, &file_attr(&attributes), GENERATION, handle, flags);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.run("open", |vfs| vfs.open(&caller(request), inode(ino), flags.0)) {
+            Ok(opened) => {
+                let (handle, flags) = io::opened(&opened);
+                reply.opened(handle, flags);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.reply_read(inode(ino), offset, size, reply);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        // A write through the page cache was preceded by a SETATTR if there was anything to clear; a direct one was not.
+        let direct = flags.0 & libc::O_DIRECT != 0;
+        let kill_set_ids = direct && write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        self.reply_write(inode(ino), handle.0, offset, data, kill_set_ids, reply);
+    }
+
+    fn flush(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        self.reply_empty("flush", reply, |vfs| vfs.flush(inode(ino)));
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.reply_empty("release", reply, |vfs| vfs.release(inode(ino)));
+    }
+
+    fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.reply_empty_later("fsync", reply, move |vfs| vfs.fsync(inode(ino)));
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.reply_empty("fallocate", reply, |vfs| {
+            vfs.fallocate(inode(ino), offset..offset.saturating_add(length), mode)
+        });
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        match self.run("lseek", |vfs| vfs.seek(inode(ino), offset as u64, whence)) {
+            Ok(offset) => reply.offset(offset as i64),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

@@ -13,6 +13,7 @@ mod adapter;
 mod attr;
 pub mod device;
 mod errno;
+mod io;
 pub mod session;
 
 pub use device::{MountOptions, Unmount, unmount};

@@ -50,7 +50,7 @@ const SYNCS: u64 = 2;
 
 impl Vfs {
     /// Opens a regular file.
-    pub fn open(&self, ino: InodeId, flags: i32) -> Result<Opened> {
+    pub fn open(&self, caller: &Caller, ino: InodeId, flags: i32) -> Result<Opened> {
         let inode = self.meta().inode(ino).map_err(|error| errno("open", ino, &error))?;
         if !inode.is_file() {
             return Err(if inode.is_dir() { Errno::ISDIR } else { Errno::NXIO });
@@ -58,14 +58,19 @@ impl Vfs {
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         self.files().open(ino, inode.parent);
         if flags & libc::O_TRUNC != 0
-            && let Err(error) = self.files().truncate(ino, 0, clock::now())
+            && let Err(error) = self.truncate_at_open(caller, ino)
         {
             let _ = self.files().release(ino);
-            return Err(errno("open", ino, &error));
+            return Err(error);
         }
         let syncs = flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
         let handle = if writes { WRITES } else { 0 } | if syncs { SYNCS } else { 0 };
         Ok(Opened { handle, keep_cache: true, noflush: !writes })
+    }
+
+    fn truncate_at_open(&self, caller: &Caller, ino: InodeId) -> Result<()> {
+        self.files().truncate(ino, 0, clock::now()).map_err(|error| errno("open", ino, &error))?;
+        if caller.is_privileged() { Ok(()) } else { self.clear_set_ids(ino) }
     }
 
     /// Makes a regular file and opens it. Its birth waits for its first content (O2).
@@ -82,7 +87,7 @@ impl Vfs {
         let attributes = self.make_node(caller, parent, name, libc::S_IFREG | mode, umask, 0)?;
         let ino = attributes.inode.ino;
         self.files().births().born(ino, clock::instant());
-        let opened = self.open(ino, flags & !libc::O_TRUNC)?;
+        let opened = self.open(caller, ino, flags & !libc::O_TRUNC)?;
         Ok((attributes, opened))
     }
 
