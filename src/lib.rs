@@ -18,6 +18,7 @@ pub mod format;
 pub mod fuse;
 pub mod meta;
 pub mod read;
+pub mod recovery;
 pub mod replication;
 pub mod target;
 pub mod vfs;

@@ -14,9 +14,10 @@ use super::births::Births;
 use super::live::{Attributes, LiveFile, State};
 use super::session::{Frozen, Staged, remove_files};
 use crate::chunk::evict::Evictor;
+use crate::chunk::file::ChunkFiles;
 use crate::chunk::open::OpenFiles;
 use crate::chunk::space::Space;
-use crate::clock::{self, Timestamp};
+use crate::clock::{self, Instant, Timestamp};
 use crate::id::{InodeId, SessionId};
 use crate::meta::inode::Inode;
 use crate::meta::{Error, Meta, Result};
@@ -42,6 +43,7 @@ pub struct Files {
     births: Births,
     /// Held for reading by every change of content, for writing by a rotation: one cut of the whole filesystem (O8).
     pub(super) gate: RwLock<()>,
+    first_session: SessionId,
     next_session: AtomicU64,
     pub(super) jobs: Sender<SealJob>,
     /// Counts commits and discards of sessions, for waiters.
@@ -49,6 +51,8 @@ pub struct Files {
     pub(super) settled_changed: Condvar,
     /// Somebody waits: gathered chunks close at once (S9).
     pub(super) hurry: AtomicUsize,
+    /// The same, until this time.
+    pub(super) hurry_until: Mutex<Instant>,
 }
 
 /// A frozen session to be sealed.
@@ -62,6 +66,7 @@ impl Files {
     /// An empty table, and the queue that sealer threads take frozen sessions from.
     pub fn new(options: Options) -> Result<(Arc<Files>, Receiver<SealJob>)> {
         let (_, _, mounts) = options.meta.writer_identity()?;
+        let first_session = SessionId(mounts * SESSIONS_PER_MOUNT + 1);
         // Unbounded, but an entry is two pointers and each frozen session is in memory anyway.
         let (jobs, queue) = crossbeam_channel::unbounded();
         let files = Files {
@@ -72,13 +77,37 @@ impl Files {
             live: Mutex::default(),
             births: Births::default(),
             gate: RwLock::new(()),
-            next_session: AtomicU64::new(mounts * SESSIONS_PER_MOUNT + 1),
+            first_session,
+            next_session: AtomicU64::new(first_session.0),
             jobs,
             settled: Mutex::new(0),
             settled_changed: Condvar::new(),
             hurry: AtomicUsize::new(0),
+            hurry_until: Mutex::new(Instant::START),
         };
         Ok((Arc::new(files), queue))
+    }
+
+    /// The chunk files of the state directory.
+    pub fn chunk_files(&self) -> &ChunkFiles {
+        self.open_files.files()
+    }
+
+    /// The first session of this mount; what is below belongs to earlier ones.
+    pub fn first_session(&self) -> SessionId {
+        self.first_session
+    }
+
+    /// Takes over a session of an earlier mount, after all older ones of its inode: it goes on to be sealed.
+    pub fn resume(&self, ino: InodeId, parent: InodeId, attributes: Attributes, frozen: Frozen) {
+        self.with_live(ino, parent, |file, state| {
+            state.attributes = Some(attributes);
+            let frozen = Arc::new(frozen);
+            state.frozen.push_front(frozen.clone());
+            if state.frozen.len() == 1 {
+                self.queue(file, frozen);
+            }
+        });
     }
 
     /// Births that wait for their content (O2).

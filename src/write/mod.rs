@@ -15,6 +15,8 @@ pub mod io;
 pub mod layers;
 pub mod live;
 pub mod pipeline;
+#[cfg(test)]
+mod pipeline_tests;
 pub mod ranges;
 pub mod seal;
 pub mod session;

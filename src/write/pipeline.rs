@@ -26,8 +26,8 @@ use super::gather::{self, Closing, Piece};
 use super::seal::{self, Sealed};
 use super::session::remove_files;
 use crate::chunk::file::ranges_path;
-use crate::clock;
-use crate::id::{ChunkHash, SessionId};
+use crate::clock::{self, Instant};
+use crate::id::{ChunkHash, InodeId, SessionId};
 use crate::meta::Result;
 use crate::meta::commit::{Batch, SealedChunk, SealedExtent, SealedPiece, SealedSession};
 
@@ -155,7 +155,7 @@ struct Committer {
 impl Committer {
     fn run(mut self, sealed: &Receiver<Ready>, stop: &AtomicBool) {
         while !stop.load(Ordering::Acquire) {
-            let hurry = self.files.hurry.load(Ordering::Acquire) > 0;
+            let hurry = self.files.in_a_hurry();
             let now = clock::instant();
             let due = self.closing.due(hurry);
             let wait =
@@ -436,14 +436,51 @@ impl Files {
         self.settled_changed.notify_all();
     }
 
-    /// Sessions that are not committed yet, staged ones too.
-    pub fn uncommitted(&self) -> usize {
-        self.all()
-            .iter()
-            .map(|file| {
+    /// Does not wait for company with what is, or soon will be, frozen.
+    pub fn hurry_for(&self, duration: Duration) {
+        *self.hurry_until.lock() = clock::instant() + duration;
+    }
+
+    fn in_a_hurry(&self) -> bool {
+        self.hurry.load(Ordering::Acquire) > 0 || clock::instant() < *self.hurry_until.lock()
+    }
+
+    /// Files whose content is not committed yet, and their bytes as far as they are counted: those open and dirty, and
+    /// those waiting for their seal. Of one inode, or of all.
+    pub fn uncommitted(&self, only: Option<InodeId>) -> (u64, u64) {
+        let files = match only {
+            Some(ino) => self.find(ino).into_iter().collect(),
+            None => self.all(),
+        };
+        let (mut count, mut bytes) = (0, 0);
+        for file in files {
+            let state = file.state.read();
+            if state.unnamed || (state.staged.is_none() && state.frozen.is_empty()) {
+                continue;
+            }
+            count += 1;
+            bytes += state.staged.as_ref().map_or(0, |staged| staged.accounted);
+            bytes += state.frozen.iter().map(|frozen| frozen.accounted).sum::<u64>();
+        }
+        (count, bytes)
+    }
+
+    /// Waits until every session frozen by now is committed, or `deadline`; true if they are.
+    pub fn wait_settled(&self, deadline: Instant) -> bool {
+        let _hurry = self.hurry();
+        let mut settled = self.settled.lock();
+        loop {
+            let waiting = self.all().iter().any(|file| {
                 let state = file.state.read();
-                if state.unnamed { 0 } else { state.frozen.len() + usize::from(state.staged.is_some()) }
-            })
-            .sum()
+                !state.unnamed && !state.frozen.is_empty()
+            });
+            if !waiting {
+                return true;
+            }
+            if clock::instant() >= deadline {
+                return false;
+            }
+            self.settled_changed.wait_for(&mut settled, Duration::from_millis(200));
+        }
     }
 }

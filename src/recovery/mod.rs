@@ -1,0 +1,50 @@
+//! Recovery, at every mount: what an earlier mount acknowledged and did not commit goes on.
+//!
+//! Owns: evidence about sessions that have a row, the decision what counts of each, handing them to the sealers; files that
+//! no row knows ([`strays`]).
+//! Does not own: sealing (`write`), rows (`meta`).
+//!
+//! ```text
+//! evidence (I/O) ──▶ plan (pure) ──▶ apply (rows, then live files)
+//! ```
+//!
+//! Running it twice changes nothing: a session keeps its row and its files until it is committed.
+
+pub mod apply;
+pub mod evidence;
+pub mod plan;
+pub mod strays;
+
+use std::sync::Arc;
+
+use crate::meta::{Meta, Result};
+use crate::write::Files;
+
+/// What recovery found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Sessions that go on to be sealed.
+    pub resumed: usize,
+    /// Sessions whose bytes a power cut took before any sync: their files keep the generation before.
+    pub lost: usize,
+    /// Sessions of inodes that have no name any more.
+    pub discarded: usize,
+}
+
+/// Recovers all sessions. `rebooted`: the machine was started anew since the last mount, so that only synced bytes count
+/// (S6).
+pub fn recover(meta: &Meta, files: &Arc<Files>, rebooted: bool) -> Result<Report> {
+    let mut report = Report::default();
+    let mut plans = Vec::new();
+    for evidence in evidence::gather(meta, files)? {
+        let plan = plan::plan(&evidence, rebooted);
+        match plan {
+            plan::Plan::Resume { .. } => report.resumed += 1,
+            plan::Plan::Lost => report.lost += 1,
+            plan::Plan::Discard => report.discarded += 1,
+        }
+        plans.push((evidence.row, plan));
+    }
+    apply::apply(meta, files, plans)?;
+    Ok(report)
+}

@@ -1,0 +1,91 @@
+//! Files that no row knows (S7): they are moved to `quarantine/`, never deleted.
+//!
+//! A file without a row was never acknowledged: its session took no slot, or its fetch was cut off. It is looked for in the
+//! background, so that a mount does not wait for a large directory.
+
+use std::ffi::OsStr;
+use std::fs::DirEntry;
+use std::io;
+
+use crate::chunk::file::{ChunkFiles, SessionName};
+use crate::clock::{self, Timestamp};
+use crate::id::SessionId;
+use crate::meta::Meta;
+
+/// Seconds for which a fetched file without a row may be one that is being written.
+const FETCH_AGE: i64 = 600;
+
+/// Moves strays of earlier mounts to quarantine; returns how many. `first_session`: the first session of this mount, whose
+/// files are none of our business.
+pub fn quarantine(meta: &Meta, files: &ChunkFiles, first_session: SessionId) -> io::Result<usize> {
+    let known: std::collections::HashSet<SessionId> =
+        meta.sessions().map_err(io::Error::other)?.into_iter().map(|row| row.id).collect();
+    let mut moved = 0;
+    for folder in ["chunks", "fetched"] {
+        for shard in std::fs::read_dir(files.locate(folder))? {
+            let shard = shard?;
+            if !shard.file_type()?.is_dir() {
+                continue;
+            }
+            for entry in std::fs::read_dir(shard.path())? {
+                let entry = entry?;
+                if is_stray(meta, folder, &shard.file_name(), &entry, &known, first_session)? {
+                    std::fs::rename(entry.path(), files.locate("quarantine").join(entry.file_name()))?;
+                    moved += 1;
+                }
+            }
+        }
+    }
+    Ok(moved)
+}
+
+fn is_stray(
+    meta: &Meta,
+    folder: &str,
+    shard: &OsStr,
+    entry: &DirEntry,
+    known: &std::collections::HashSet<SessionId>,
+    first_session: SessionId,
+) -> io::Result<bool> {
+    let file_name = entry.file_name();
+    let Some(text) = file_name.to_str() else { return Ok(true) };
+    let base = text.strip_suffix(".ranges").unwrap_or(text);
+    if let Some(name) = SessionName::parse(OsStr::new(base)) {
+        if name.session >= first_session || known.contains(&name.session) {
+            return Ok(false);
+        }
+        if base != text {
+            // The record of a session that was committed: of no more use, yet nothing is deleted here.
+            return Ok(true);
+        }
+    } else if folder == "fetched"
+        && clock::now().secs() - Timestamp::from(entry.metadata()?.modified()?).secs() < FETCH_AGE
+    {
+        // A fetch of this mount may be writing it right now; its row follows.
+        return Ok(false);
+    }
+    let path = format!("{folder}/{}/{text}", shard.to_string_lossy());
+    meta.has_chunk_file(&path).map(|known| !known).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Generation, InodeId};
+
+    #[test]
+    fn s7_files_without_rows_go_to_quarantine_and_those_of_this_mount_stay() {
+        let (dir, meta) = crate::meta::testing::store();
+        let files = ChunkFiles::new(dir.path()).unwrap();
+        let name =
+            |session| SessionName { session: SessionId(session), ino: InodeId(2), base: Generation(0), whole: true };
+        for session in [5, 100] {
+            files.create(&name(session).path()).unwrap();
+        }
+        assert_eq!(quarantine(&meta, &files, SessionId(100)).unwrap(), 1);
+        assert!(!files.locate(&name(5).path()).exists());
+        assert!(files.locate("quarantine").join("0000000000000005-2-0-whole").exists());
+        assert!(files.locate(&name(100).path()).exists());
+        assert_eq!(quarantine(&meta, &files, SessionId(100)).unwrap(), 0, "twice is once");
+    }
+}

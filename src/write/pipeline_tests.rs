@@ -1,0 +1,293 @@
+//! From write to committed content and back, without a kernel: live files, sealers, committer, rows, reader, recovery.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use crate::chunk::evict::Evictor;
+use crate::chunk::file::ChunkFiles;
+use crate::chunk::open::OpenFiles;
+use crate::chunk::space::{Limits, Space};
+use crate::clock;
+use crate::id::InodeId;
+use crate::meta::{self, Meta, testing};
+use crate::read::{Fetcher, Outcome, Reader};
+use crate::recovery;
+use crate::write::io::Fallocate;
+use crate::write::pipeline::Pipeline;
+use crate::write::{Files, Options};
+
+const CHUNK: u64 = 64 << 10;
+
+/// A mount without a kernel and without targets.
+struct Mount {
+    meta: Arc<Meta>,
+    files: Arc<Files>,
+    reader: Reader,
+    evictor: Arc<Evictor>,
+    pipeline: Option<Pipeline>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Mount {
+    fn new(dir: &std::path::Path, sealing: bool) -> Mount {
+        let meta = Arc::new(Meta::open(&dir.join("meta.sqlite"), &meta::Options::default()).unwrap());
+        meta.begin_mount(crate::id::Epoch(0), "boot").unwrap();
+        let open_files = Arc::new(OpenFiles::new(ChunkFiles::new(dir).unwrap()));
+        let space = Arc::new(Space::new(dir, Limits { used_max: 1 << 40, free_min: 0 }, 0));
+        let evictor = Arc::new(Evictor::new(meta.clone(), open_files.clone(), space.clone()));
+        let (files, queue) = Files::new(Options {
+            meta: meta.clone(),
+            open_files: open_files.clone(),
+            space: space.clone(),
+            evictor: evictor.clone(),
+        })
+        .unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let fetcher = Fetcher::new(meta.clone(), open_files.clone(), space, evictor.clone(), runtime.handle().clone());
+        let reader = Reader::new(meta.clone(), files.clone(), open_files, evictor.clone(), fetcher, CHUNK);
+        recovery::recover(&meta, &files, false).unwrap();
+        let pipeline = sealing.then(|| Pipeline::start(&files, queue, 2, CHUNK).unwrap());
+        Mount { meta, files, reader, evictor, pipeline, _runtime: runtime }
+    }
+
+    fn create(&self, name: &[u8]) -> InodeId {
+        let ino = self.meta.write(|tx| Ok(testing::file(tx, name))).unwrap();
+        self.files.open(ino, InodeId::ROOT);
+        ino
+    }
+
+    fn close(&self, ino: InodeId) {
+        self.files.flush(ino).unwrap();
+        self.files.release(ino).unwrap();
+    }
+
+    fn settle(&self) {
+        assert!(self.files.wait_settled(clock::instant() + Duration::from_secs(20)), "sessions are committed");
+    }
+
+    fn read(&self, ino: InodeId, offset: u64, size: u64) -> Vec<u8> {
+        let mut buffer = Vec::new();
+        match self.reader.read(ino, offset..offset + size, &mut buffer).unwrap() {
+            Outcome::Ready => buffer,
+            Outcome::Pending(_) => panic!("everything is local"),
+        }
+    }
+
+    fn count(&self, sql: &str) -> i64 {
+        self.meta.read(|conn| Ok(conn.query_row(sql, [], |row| row.get(0))?)).unwrap()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Some(pipeline) = self.pipeline.take() {
+            pipeline.stop();
+        }
+    }
+}
+
+fn mount() -> (tempfile::TempDir, Mount) {
+    let (dir, meta) = testing::store();
+    drop(meta);
+    let mount = Mount::new(dir.path(), true);
+    (dir, mount)
+}
+
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 56) as u8
+        })
+        .collect()
+}
+
+#[test]
+fn what_was_written_is_read_before_and_after_the_commit() {
+    let (_dir, mount) = mount();
+    let large = noise(3 * CHUNK as usize + 100, 1);
+    let ino = mount.create(b"large");
+    mount.files.write(ino, 0, &large).unwrap();
+    assert_eq!(mount.read(ino, 0, 1 << 20), large);
+    mount.close(ino);
+    mount.settle();
+    assert_eq!(mount.read(ino, 0, 1 << 20), large);
+    assert_eq!(mount.count("SELECT count(*) FROM chunk"), 4);
+    assert_eq!(mount.count("SELECT count(*) FROM slot"), 0);
+    assert_eq!(mount.count("SELECT count(*) FROM session"), 0);
+    assert_eq!(mount.count("SELECT count(*) FROM journal WHERE body IS NULL"), 0);
+}
+
+#[test]
+fn an_overwrite_in_place_makes_one_small_chunk() {
+    let (_dir, mount) = mount();
+    let mut content = noise(3 * CHUNK as usize, 2);
+    let ino = mount.create(b"a");
+    mount.files.write(ino, 0, &content).unwrap();
+    mount.close(ino);
+    mount.settle();
+    mount.files.open(ino, InodeId::ROOT);
+    mount.files.write(ino, 70_000, b"hello").unwrap();
+    content[70_000..70_005].copy_from_slice(b"hello");
+    assert_eq!(mount.read(ino, 0, 1 << 20), content, "the base shows through");
+    mount.close(ino);
+    mount.settle();
+    assert_eq!(mount.read(ino, 0, 1 << 20), content);
+    assert_eq!(mount.count("SELECT count(*) FROM chunk WHERE length < 100"), 1);
+}
+
+#[test]
+fn the_same_large_content_twice_is_one_set_of_chunks() {
+    let (_dir, mount) = mount();
+    let content = noise(2 * CHUNK as usize, 3);
+    for name in [b"a", b"b"] {
+        let ino = mount.create(name);
+        mount.files.write(ino, 0, &content).unwrap();
+        mount.close(ino);
+    }
+    mount.settle();
+    assert_eq!(mount.count("SELECT count(*) FROM chunk"), 2);
+}
+
+#[test]
+fn small_files_of_a_moment_share_chunks() {
+    let (_dir, mount) = mount();
+    let inodes: Vec<_> = (0..200u64)
+        .map(|index| {
+            let ino = mount.create(format!("f{index}").as_bytes());
+            mount.files.write(ino, 0, &noise(500, index)).unwrap();
+            mount.files.flush(ino).unwrap();
+            ino
+        })
+        .collect();
+    inodes.iter().for_each(|&ino| mount.files.release(ino).unwrap());
+    mount.settle();
+    let chunks = mount.count("SELECT count(*) FROM chunk");
+    assert!(chunks < 20, "200 files of 500 bytes took {chunks} chunks");
+    for (index, &ino) in inodes.iter().enumerate() {
+        assert_eq!(mount.read(ino, 0, 1000), noise(500, index as u64));
+    }
+}
+
+#[test]
+fn truncate_and_holes_read_as_zeros_in_every_layer() {
+    let (_dir, mount) = mount();
+    let ino = mount.create(b"a");
+    mount.files.write(ino, 0, &[7; 20_000]).unwrap();
+    mount.close(ino);
+    mount.settle();
+    mount.files.open(ino, InodeId::ROOT);
+    mount.files.truncate(ino, 10_000, clock::now()).unwrap();
+    mount.files.truncate(ino, 20_000, clock::now()).unwrap();
+    mount.files.fallocate(ino, 1000..2000, Fallocate::Zero { keep_size: true }).unwrap();
+    let mut expected = [vec![7; 10_000], vec![0; 10_000]].concat();
+    expected[1000..2000].fill(0);
+    assert_eq!(mount.read(ino, 0, 30_000), expected);
+    mount.files.rotate().unwrap();
+    assert_eq!(mount.read(ino, 0, 30_000), expected, "frozen");
+    mount.settle();
+    assert_eq!(mount.read(ino, 0, 30_000), expected, "committed");
+    mount.close(ino);
+}
+
+#[test]
+fn a_closed_file_that_is_truncated_takes_a_slot_and_is_sealed() {
+    let (_dir, mount) = mount();
+    let ino = mount.create(b"a");
+    mount.files.write(ino, 0, &[7; 100]).unwrap();
+    mount.close(ino);
+    mount.files.truncate(ino, 10, clock::now()).unwrap();
+    mount.settle();
+    assert_eq!(mount.read(ino, 0, 100), [7; 10]);
+    assert_eq!(mount.meta.inode(ino).unwrap().size, 10);
+    assert_eq!(mount.files.uncommitted(None), (0, 0));
+}
+
+#[test]
+fn killed_after_close_nothing_is_lost() {
+    let (dir, meta) = testing::store();
+    drop(meta);
+    // No sealers: the daemon dies with everything still staged.
+    let before = Mount::new(dir.path(), false);
+    let content = noise(100_000, 5);
+    let ino = before.create(b"a");
+    before.files.write(ino, 0, &content).unwrap();
+    before.close(ino);
+    let edited = before.create(b"b");
+    before.files.write(edited, 5, b"abc").unwrap();
+    before.files.flush(edited).unwrap();
+    drop(before);
+    for round in 0..2 {
+        let after = Mount::new(dir.path(), round == 1);
+        assert_eq!(after.read(ino, 0, 1 << 20), content, "recovery twice is recovery once");
+        assert_eq!(after.read(edited, 0, 100), b"\0\0\0\0\0abc");
+        if round == 1 {
+            after.settle();
+            assert_eq!(after.read(ino, 0, 1 << 20), content);
+        }
+    }
+}
+
+#[test]
+fn content_of_an_unnamed_open_file_stays_readable_and_is_not_committed() {
+    let (_dir, mount) = mount();
+    let ino = mount.create(b"a");
+    mount.files.write(ino, 0, &[7; 100]).unwrap();
+    mount.files.rotate().unwrap();
+    mount.files.write(ino, 50, &[8; 10]).unwrap();
+    mount
+        .meta
+        .write(|tx| {
+            let mut inode = meta::inode::Inode::get(tx.conn(), ino)?;
+            inode.nlink = 0;
+            inode.update(tx)?;
+            let head = tx.head();
+            tx.void_slots_of_unnamed(ino, head)
+        })
+        .unwrap();
+    mount.files.unnamed(ino);
+    std::thread::sleep(Duration::from_millis(100));
+    let read = mount.read(ino, 0, 100);
+    assert_eq!((read[0], read[50], read[60]), (7, 8, 7));
+    mount.files.release(ino).unwrap();
+    assert!(!mount.files.is_open(ino));
+}
+
+#[test]
+fn dead_content_leaves_the_disk() {
+    let (dir, mount) = mount();
+    let ino = mount.create(b"a");
+    mount.files.write(ino, 0, &noise(CHUNK as usize, 9)).unwrap();
+    mount.close(ino);
+    mount.settle();
+    mount.files.truncate(ino, 0, clock::now()).unwrap();
+    mount.settle();
+    mount.evictor.round(&AtomicBool::new(false)).unwrap();
+    // No target: nobody needs the chunk, so its release is all that is missing.
+    let dead: Vec<_> = mount
+        .meta
+        .read(|conn| {
+            let mut statement = conn.prepare("SELECT id FROM chunk WHERE dead_seq IS NOT NULL")?;
+            let rows = statement.query_map([], |row| row.get(0))?;
+            Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)
+        })
+        .unwrap();
+    assert_eq!(dead.len(), 1);
+    mount.meta.release(&dead).unwrap();
+    mount.evictor.round(&AtomicBool::new(false)).unwrap();
+    assert_eq!(mount.count("SELECT count(*) FROM chunk_file"), 0);
+    let left = walk(&dir.path().join("chunks"));
+    assert_eq!(left, Vec::<std::path::PathBuf>::new());
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    std::fs::read_dir(dir)
+        .unwrap()
+        .flat_map(|entry| {
+            let path = entry.unwrap().path();
+            if path.is_dir() { walk(&path) } else { vec![path] }
+        })
+        .collect()
+}
