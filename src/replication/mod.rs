@@ -11,9 +11,12 @@
 pub mod backoff;
 pub mod conflicts;
 pub mod contact;
+pub mod driver;
 pub mod gate;
 pub mod health;
 pub mod limit;
 pub mod planner;
 pub mod queue;
 pub mod selection;
+pub mod source;
+pub mod upload;

@@ -131,6 +131,8 @@ struct TargetState {
 pub struct Planner {
     config: Config,
     targets: BTreeMap<TargetBit, TargetState>,
+    /// The time of the last event.
+    now: Instant,
 }
 
 impl Planner {
@@ -142,12 +144,13 @@ impl Planner {
             health: Health::new(config.health, now),
             limit: Limit::new(config.requests_max),
         };
-        Planner { config, targets: targets.into_iter().map(|bit| (bit, state())).collect() }
+        Planner { config, targets: targets.into_iter().map(|bit| (bit, state())).collect(), now }
     }
 
     /// Takes an event; returns what to do now. `random` is fresh for each call.
     pub fn handle(&mut self, now: Instant, event: Event, random: u64) -> Vec<(TargetBit, Effect)> {
         let mut effects = Vec::new();
+        self.now = now;
         match event {
             Event::Tick => {}
             Event::Added => self.targets.values_mut().for_each(|target| target.queue.added()),
@@ -163,9 +166,12 @@ impl Planner {
         effects
     }
 
-    /// When time alone will change something.
-    pub fn deadline(&self, now: Instant) -> Option<Instant> {
-        let of = |target: &TargetState| target.health.deadline(now).into_iter().chain(target.queue.deadline(now)).min();
+    /// When time alone will change something. What was not yet due at the last event is named even if it is due by now:
+    /// nobody else would wake it.
+    pub fn deadline(&self) -> Option<Instant> {
+        let of = |target: &TargetState| {
+            target.health.deadline(self.now).into_iter().chain(target.queue.deadline(self.now)).min()
+        };
         self.targets.values().filter_map(of).min()
     }
 

@@ -145,6 +145,15 @@ fn a_dead_target_is_only_probed_and_keeps_its_work() {
 }
 
 #[test]
+fn a_delay_that_ended_before_anybody_looked_still_wakes() {
+    let chunk = todo(1, BULK);
+    let (mut planner, _) = one_target(&[chunk]);
+    let failed = Event::Target(bit(0), TargetEvent::Failed(chunk.id, failure(Kind::Failed, Class::Temporary)));
+    assert_eq!(planner.handle(at(1), failed, 1 << 50), [], "a jitter of next to nothing");
+    assert!(planner.deadline().is_some_and(|deadline| deadline > at(1) && deadline < at(2)));
+}
+
+#[test]
 fn a_chunk_without_a_source_stops_nobody_and_is_tried_again() {
     let (damaged, good) = (todo(1, BULK), todo(2, BULK));
     let (mut planner, _) = one_target(&[damaged, good]);
@@ -153,7 +162,7 @@ fn a_chunk_without_a_source_stops_nobody_and_is_tried_again() {
     tell(&mut planner, 1, TargetEvent::Placed(vec![good.id]));
     assert_eq!(planner.view(bit(0)).unwrap().unsendable, 1);
     assert!(!planner.view(bit(0)).unwrap().drained);
-    assert_eq!(planner.deadline(at(2)), Some(at(31)));
+    assert_eq!(planner.deadline(), Some(at(31)));
     assert_eq!(tick(&mut planner, 31), [Effect::Put(damaged)]);
 }
 
@@ -178,7 +187,7 @@ fn a_chunk_revived_behind_the_cursor_is_found_by_the_sum() {
     let revived = TodoPage { pending: 1, cursor: ChunkId(9), ..page(&[]) };
     assert_eq!(tell(&mut planner, 1, TargetEvent::Loaded(revived)), []);
     assert!(!planner.view(bit(0)).unwrap().drained);
-    assert_eq!(planner.deadline(at(1)), Some(at(31)));
+    assert_eq!(planner.deadline(), Some(at(31)));
     assert_eq!(tick(&mut planner, 31), [Effect::Load { after: ChunkId(0), limit: 1024 }]);
 }
 
@@ -394,7 +403,7 @@ impl World {
                 return;
             }
             if self.under_way.is_empty() || self.dice(4) == 0 {
-                match self.planner.deadline(self.now) {
+                match self.planner.deadline() {
                     Some(deadline) => self.now = deadline,
                     None => assert!(!self.under_way.is_empty(), "nothing is under way and nothing is waited for"),
                 }

@@ -1,0 +1,459 @@
+//! The driver: performs the planner's effects and feeds back what came of them.
+//!
+//! Owns: the planner, one task per thing under way, batches of confirmations, statistics for `status`.
+//! Does not own: decisions (`planner`), one put (`upload`), the check of a target's identity (`contact`, behind the gate).
+//!
+//! ```text
+//!  commits, gates, deadlines, ends of tasks ──▶ planner ──▶ effects ──▶ tasks
+//!  confirmations of a moment ──▶ is it still the place? (T1, T10) ──▶ one transaction sets the bits ──▶ planner
+//! ```
+//!
+//! - The loop itself never waits for disk, store or target: everything that may wait is a task.
+//! - Tasks are bounded by the planner's bounds: per target one page, one probe, its requests, its batches.
+//! - A task that panics counts as a failure of its target, in doubt: a job is never lost with its task.
+//! - Crash: nothing is kept here. A put without its bit is sent again; the object is named by its content.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{self, JoinSet};
+
+use super::gate::{Gate, GateWatch};
+use super::health::Failure;
+use super::planner::{Config, Effect, Event, Planner, TargetEvent, View};
+use super::source::Finding;
+use super::upload::{Findings, Outcome, Patience, Peer, Uploader, blocking, unanswered};
+use crate::chunk::file::ChunkFiles;
+use crate::clock::{self, Instant};
+use crate::format::key;
+use crate::id::{ChunkId, TargetBit};
+use crate::meta::placement::Tally;
+use crate::meta::{Error, Meta, Result};
+use crate::target::{Class, DynTarget, Kind};
+
+/// Bounds and times of the driver.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    pub planner: Config,
+    /// Confirmations that are recorded together.
+    pub batch: usize,
+    /// How long a confirmation waits for others.
+    pub gather: Duration,
+    pub patience: Patience,
+    /// Bytes that puts to one target may hold in memory (mappings do not count).
+    pub copied_max: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            planner: Config::default(),
+            batch: 64,
+            gather: Duration::from_millis(50),
+            patience: Patience::default(),
+            copied_max: 16 << 20,
+        }
+    }
+}
+
+/// A target to drive.
+#[derive(Debug)]
+pub struct DriverTarget {
+    pub bit: TargetBit,
+    pub name: String,
+    pub target: DynTarget,
+    pub gate: GateWatch,
+}
+
+/// What is known of one target.
+#[derive(Debug, Clone)]
+pub struct TargetStatus {
+    pub bit: TargetBit,
+    pub name: String,
+    /// Health, gate, last failure, what is in flight.
+    pub view: View,
+    /// What it has and what it lacks.
+    pub tally: Tally,
+    /// Sent in this mount.
+    pub sent_chunks: u64,
+    pub sent_bytes: u64,
+    /// Lately.
+    pub bytes_per_second: f64,
+}
+
+/// The running driver of a mount. Dropping it stops it without waiting.
+pub struct Driver {
+    uploader: Arc<Uploader>,
+    views: Arc<Mutex<BTreeMap<TargetBit, View>>>,
+    placed: watch::Receiver<u64>,
+    events: mpsc::UnboundedSender<(TargetBit, TargetEvent)>,
+    stop: watch::Sender<bool>,
+    ended: tokio::sync::Mutex<Option<task::JoinHandle<()>>>,
+}
+
+impl Driver {
+    /// Starts driving. Must be called within a tokio runtime.
+    pub fn start(meta: Arc<Meta>, files: ChunkFiles, targets: Vec<DriverTarget>, options: Options) -> Result<Driver> {
+        let (_, _, mount) = meta.writer_identity()?;
+        let chunks = meta.watch_chunks();
+        let now = clock::instant();
+        let planner = Planner::new(options.planner, targets.iter().map(|target| target.bit), now);
+        let (events, inbox) = mpsc::unbounded_channel();
+        let mut gates = JoinSet::new();
+        for target in &targets {
+            gates.spawn(forward_gate(target.bit, target.gate.clone(), events.clone()));
+        }
+        let peer =
+            |target: DriverTarget| Peer::new(target.bit, target.name, target.target, target.gate, options.copied_max);
+        let uploader = Arc::new(Uploader {
+            meta,
+            files,
+            mount,
+            patience: options.patience,
+            peers: targets.into_iter().map(peer).collect(),
+            findings: Findings::default(),
+        });
+        let (stop, stopped) = watch::channel(false);
+        let (placed_sender, placed) = watch::channel(0);
+        let views = Arc::new(Mutex::new(BTreeMap::new()));
+        let run = Run {
+            options,
+            planner,
+            uploader: Arc::clone(&uploader),
+            views: Arc::clone(&views),
+            placed: placed_sender,
+            tasks: JoinSet::new(),
+            lost: BTreeMap::new(),
+            batches: BTreeMap::new(),
+            _gates: gates,
+        };
+        run.publish();
+        let ended = tokio::spawn(run.run(inbox, chunks, stopped));
+        Ok(Driver { uploader, views, placed, events, stop, ended: tokio::sync::Mutex::new(Some(ended)) })
+    }
+
+    /// What is known of every target, in the order of the configuration.
+    pub fn status(&self) -> Result<Vec<TargetStatus>> {
+        let tallies: BTreeMap<_, _> = self.uploader.meta.tallies()?.into_iter().collect();
+        let views = self.views.lock().clone();
+        let now = clock::instant();
+        let of = |peer: &Peer| {
+            let (sent_chunks, sent_bytes) = peer.traffic.total();
+            Some(TargetStatus {
+                bit: peer.bit,
+                name: peer.name.clone(),
+                view: views.get(&peer.bit)?.clone(),
+                tally: tallies.get(&peer.bit).copied().unwrap_or_default(),
+                sent_chunks,
+                sent_bytes,
+                bytes_per_second: peer.traffic.rate(now),
+            })
+        };
+        Ok(self.uploader.peers.iter().filter_map(of).collect())
+    }
+
+    /// What was found wrong with copies in this mount, and how many findings there were.
+    pub fn findings(&self) -> (Vec<Finding>, u64) {
+        self.uploader.findings.all()
+    }
+
+    /// Tells of each transaction that set placement bits.
+    pub fn placed_changed(&self) -> watch::Receiver<u64> {
+        self.placed.clone()
+    }
+
+    /// Pauses a target, or lets it go on.
+    pub fn pause(&self, bit: TargetBit, paused: bool) {
+        // An error means that the driver has stopped: nothing is sent any more anyway.
+        let _ = self.events.send((bit, TargetEvent::Pause(paused)));
+    }
+
+    /// Starts nothing more, records what was confirmed, gives up what is in flight, and returns when that is done.
+    pub async fn stop(&self) {
+        self.stop.send_replace(true);
+        if let Some(ended) = self.ended.lock().await.take() {
+            let _ = ended.await;
+        }
+    }
+}
+
+/// Tells the planner of the gate, now and whenever it changes.
+async fn forward_gate(bit: TargetBit, mut gate: GateWatch, events: mpsc::UnboundedSender<(TargetBit, TargetEvent)>) {
+    let mut state = gate.state();
+    while events.send((bit, TargetEvent::Gate(state))).is_ok() {
+        state = gate.changed().await;
+    }
+}
+
+/// Confirmations that wait to be recorded together.
+#[derive(Debug)]
+struct Batch {
+    chunks: Vec<ChunkId>,
+    due: Instant,
+}
+
+/// What a task brings back.
+type Done = (TargetBit, TargetEvent);
+
+/// The state of the loop.
+struct Run {
+    options: Options,
+    planner: Planner,
+    uploader: Arc<Uploader>,
+    views: Arc<Mutex<BTreeMap<TargetBit, View>>>,
+    placed: watch::Sender<u64>,
+    tasks: JoinSet<Done>,
+    /// Of each task: how to give it up, and what to tell the planner if it is lost to a panic.
+    lost: BTreeMap<task::Id, (task::AbortHandle, Done)>,
+    batches: BTreeMap<TargetBit, Batch>,
+    /// Forwarders; they end with the loop.
+    _gates: JoinSet<()>,
+}
+
+impl Run {
+    async fn run(
+        mut self,
+        mut inbox: mpsc::UnboundedReceiver<Done>,
+        mut chunks: watch::Receiver<u64>,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        self.handle(Event::Tick);
+        loop {
+            let sleep = self.sleep();
+            tokio::select! {
+                // An error means that the handle was dropped.
+                _ = stop.wait_for(|stop| *stop) => break,
+                Some((bit, event)) = inbox.recv() => self.target_event(bit, event),
+                Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.task_ended(done),
+                Ok(()) = chunks.changed() => self.handle(Event::Added),
+                () = sleep => self.handle(Event::Tick),
+            }
+        }
+        self.shut_down().await;
+    }
+
+    /// Until when nothing happens by itself.
+    fn sleep(&self) -> impl Future<Output = ()> + use<> {
+        let now = clock::instant();
+        let due = self.batches.values().map(|batch| batch.due).chain(self.planner.deadline()).min();
+        async move {
+            match due {
+                // A millisecond more: a sleep that ends a moment early would only be repeated.
+                Some(due) => tokio::time::sleep(due.since(now) + Duration::from_millis(1)).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn target_event(&mut self, bit: TargetBit, event: TargetEvent) {
+        let answered = matches!(event, TargetEvent::Probed(Ok(())));
+        let gate = self.peer(bit).map(|peer| peer.gate.clone());
+        if let (true, Some(gate)) = (answered, &gate) {
+            // Contact again after an outage: the identity comes before the next put (T1).
+            gate.recheck();
+        }
+        self.handle(Event::Target(bit, event));
+        if let (true, Some(gate)) = (answered, &gate) {
+            // The keeper may have been faster than this event; the planner must not wait for a change that is over.
+            self.handle(Event::Target(bit, TargetEvent::Gate(gate.state())));
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let random = getrandom::u64().expect("the operating system has a random source");
+        for (bit, effect) in self.planner.handle(clock::instant(), event, random) {
+            self.perform(bit, effect);
+        }
+        self.flush();
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let mut views = self.views.lock();
+        for peer in &self.uploader.peers {
+            if let Some(view) = self.planner.view(peer.bit) {
+                views.insert(peer.bit, view);
+            }
+        }
+    }
+
+    fn peer(&self, bit: TargetBit) -> Option<&Peer> {
+        self.uploader.peers.iter().find(|peer| peer.bit == bit)
+    }
+
+    fn perform(&mut self, bit: TargetBit, effect: Effect) {
+        let Some(peer) = self.peer(bit) else { return };
+        let (uploader, target, patience) = (Arc::clone(&self.uploader), peer.target.clone(), self.options.patience);
+        match effect {
+            Effect::Load { after, limit } => {
+                self.spawn(bit, TargetEvent::LoadFailed, async move { load(&uploader, bit, after, limit).await });
+            }
+            Effect::Put(chunk) => {
+                let lost = TargetEvent::Failed(chunk.id, broken("put", &key::chunk(chunk.hash)));
+                self.spawn(bit, lost, async move {
+                    match uploader.put(bit, chunk).await {
+                        Outcome::Sent => TargetEvent::Sent(chunk.id),
+                        Outcome::Unsendable => TargetEvent::Unsendable(chunk.id),
+                        Outcome::Gone => TargetEvent::Gone(chunk.id),
+                        Outcome::Failed(failure) => TargetEvent::Failed(chunk.id, failure),
+                    }
+                });
+            }
+            Effect::Check(chunk) => {
+                let key = key::chunk(chunk.hash);
+                let lost = TargetEvent::Failed(chunk.id, broken("stat", &key));
+                self.spawn(bit, lost, async move {
+                    match tokio::time::timeout(patience.answer, target.stat(&key)).await {
+                        Ok(Ok(found)) => TargetEvent::Checked(chunk.id, found),
+                        Ok(Err(error)) => TargetEvent::Failed(chunk.id, error.into()),
+                        Err(_) => TargetEvent::Failed(chunk.id, unanswered("stat", &key)),
+                    }
+                });
+            }
+            Effect::Confirm(chunk) => {
+                let due = clock::instant() + self.options.gather;
+                self.batches.entry(bit).or_insert_with(|| Batch { chunks: vec![], due }).chunks.push(chunk.id);
+            }
+            Effect::Probe => {
+                let lost = TargetEvent::Probed(Err(broken("stat", key::SUPERBLOCK)));
+                self.spawn(bit, lost, async move {
+                    TargetEvent::Probed(
+                        match tokio::time::timeout(patience.answer, target.stat(key::SUPERBLOCK)).await {
+                            // What it says about the object is for `contact` to judge.
+                            Ok(Ok(_)) => Ok(()),
+                            Ok(Err(error)) => Err(error.into()),
+                            Err(_) => Err(unanswered("stat", key::SUPERBLOCK)),
+                        },
+                    )
+                });
+            }
+        }
+    }
+
+    /// Starts a task whose end is an event; `lost` is told if it panics.
+    fn spawn(&mut self, bit: TargetBit, lost: TargetEvent, work: impl Future<Output = TargetEvent> + Send + 'static) {
+        let handle = self.tasks.spawn(async move { (bit, work.await) });
+        self.lost.insert(handle.id(), (handle, (bit, lost)));
+    }
+
+    fn task_ended(&mut self, done: std::result::Result<(task::Id, Done), task::JoinError>) {
+        let (bit, event) = match done {
+            Ok((id, done)) => {
+                self.lost.remove(&id);
+                done
+            }
+            Err(error) => {
+                let Some((_, lost)) = self.lost.remove(&error.id()) else { return };
+                tracing::error!(target = lost.0.index(), %error, "a task of the uploader ended before its work");
+                lost
+            }
+        };
+        self.target_event(bit, event);
+    }
+
+    /// Records batches that are full or due, or that nothing more would join.
+    fn flush(&mut self) {
+        let now = clock::instant();
+        let ready = |(bit, batch): (&TargetBit, &Batch)| {
+            let alone = self.planner.view(*bit).is_none_or(|view| view.sending == 0);
+            (alone || batch.chunks.len() >= self.options.batch || now >= batch.due).then_some(*bit)
+        };
+        let bits: Vec<TargetBit> = self.batches.iter().filter_map(ready).collect();
+        for bit in bits {
+            if let Some(batch) = self.batches.remove(&bit) {
+                self.record(bit, batch);
+            }
+        }
+    }
+
+    fn record(&mut self, bit: TargetBit, batch: Batch) {
+        let work = record(Arc::clone(&self.uploader), bit, batch.chunks.clone(), self.placed.clone());
+        self.spawn(bit, TargetEvent::Unconfirmed(batch.chunks, broken("check place", "")), work);
+    }
+
+    /// What is confirmed is recorded; what is in flight is given up: it is named by its content and sent again.
+    async fn shut_down(mut self) {
+        for (handle, (_, lost)) in self.lost.values() {
+            if !matches!(lost, TargetEvent::Unconfirmed(..)) {
+                handle.abort();
+            }
+        }
+        for (bit, batch) in std::mem::take(&mut self.batches) {
+            self.record(bit, batch);
+        }
+        let records = async { while self.tasks.join_next().await.is_some() {} };
+        // A target that hangs must not hold up the end: what it does not confirm now is sent again.
+        let _ = tokio::time::timeout(Duration::from_secs(2), records).await;
+    }
+}
+
+async fn load(uploader: &Arc<Uploader>, bit: TargetBit, after: ChunkId, limit: usize) -> TargetEvent {
+    let meta = Arc::clone(&uploader.meta);
+    let read = move || {
+        let page = meta.chunks_to_place(bit, after, limit)?;
+        if !page.unneeded.is_empty() {
+            meta.release(&page.unneeded)?;
+        }
+        Ok::<_, Error>(page)
+    };
+    match blocking(read).await {
+        Some(Ok(page)) => TargetEvent::Loaded(page),
+        Some(Err(error)) => {
+            tracing::error!(target = bit.index(), %error, "what a target lacks cannot be read");
+            TargetEvent::LoadFailed
+        }
+        None => TargetEvent::LoadFailed,
+    }
+}
+
+/// Records that a target has these chunks, if it is still the place that it was (T1, T10).
+async fn record(
+    uploader: Arc<Uploader>,
+    bit: TargetBit,
+    chunks: Vec<ChunkId>,
+    placed: watch::Sender<u64>,
+) -> TargetEvent {
+    let Some(peer) = uploader.peers.iter().find(|peer| peer.bit == bit) else {
+        return TargetEvent::Unconfirmed(chunks, broken("check place", ""));
+    };
+    match tokio::time::timeout(uploader.patience.answer, peer.target.check_place()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => return TargetEvent::Unconfirmed(chunks, error.into()),
+        Err(_) => return TargetEvent::Unconfirmed(chunks, unanswered("check place", "")),
+    }
+    if matches!(peer.gate.state(), Gate::Blocked { .. } | Gate::Fenced { .. }) {
+        return TargetEvent::Unconfirmed(chunks, broken("check place", ""));
+    }
+    loop {
+        let (meta, ids) = (Arc::clone(&uploader.meta), chunks.clone());
+        match blocking(move || meta.place(bit, &ids)).await {
+            Some(Ok(_)) => {
+                placed.send_modify(|count| *count += 1);
+                return TargetEvent::Placed(chunks);
+            }
+            // Nothing more is acknowledged until remount. The chunks stay confirming, and so bound what is sent on.
+            Some(Err(Error::Latched)) => std::future::pending().await,
+            Some(Err(error)) => {
+                tracing::error!(target = peer.name, %error, "placements cannot be recorded; tried again");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            None => return TargetEvent::Unconfirmed(chunks, broken("place", "")),
+        }
+    }
+}
+
+/// The failure of a call that ended in a panic of ours: nobody knows what it did.
+fn broken(operation: &str, key: &str) -> Failure {
+    Failure {
+        kind: Kind::Failed,
+        class: Class::Ambiguous,
+        retry_after: None,
+        message: format!("{operation} {key:?}: given up"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

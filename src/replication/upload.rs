@@ -1,0 +1,296 @@
+//! One put of one chunk: find its bytes, check them, send them.
+//!
+//! Owns: the order of sources (this machine, then other targets), findings, the deadline of a put, what was sent.
+//! Does not own: when and whether to send (`planner`), recording that it arrived (`driver`).
+//!
+//! - Wrong bytes are never sent and so never confirmed (S5, promise 4): only a [`CheckedChunk`] becomes a body.
+//! - A body is a mapping, not memory. What has to be copied (small ranges of a gathered chunk, chunks fetched from another
+//!   target) is bounded for each target by itself, so that one that hangs takes no memory from the others (promises 5, 6).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::gate::{Gate, GateWatch};
+use super::health::Failure;
+use super::source::{self, CheckedChunk, Finding};
+use crate::chunk::file::ChunkFiles;
+use crate::clock::{self, Instant};
+use crate::format::key;
+use crate::id::TargetBit;
+use crate::meta::Meta;
+use crate::meta::placement::{ChunkSources, ChunkTodo};
+use crate::target::{Class, DynTarget, Existing, Kind};
+
+/// Findings kept for `status`; all are counted.
+const FINDINGS_MAX: usize = 1024;
+/// Unit of the bound on copied bytes.
+const COPY_UNIT: u64 = 1 << 10;
+
+/// How long a target may take to answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For anything, and for the first byte of a put.
+    pub answer: Duration,
+    /// A put or get gets a second more for as many bytes: slower is taken for hanging.
+    pub bytes_per_second_min: u64,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience { answer: Duration::from_secs(60), bytes_per_second_min: 32 << 10 }
+    }
+}
+
+impl Patience {
+    /// The deadline of a transfer.
+    pub fn transfer(&self, bytes: u64) -> Duration {
+        self.answer + Duration::from_secs(bytes / self.bytes_per_second_min.max(1))
+    }
+}
+
+/// What came of a put.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// The target confirmed it.
+    Sent,
+    /// No source has right bytes.
+    Unsendable,
+    /// The chunk has no row any more.
+    Gone,
+    /// The target failed.
+    Failed(Failure),
+}
+
+/// Everything a put needs; shared by all puts of a mount.
+pub struct Uploader {
+    pub(super) meta: Arc<Meta>,
+    pub(super) files: ChunkFiles,
+    /// The number of this mount (S5).
+    pub(super) mount: u64,
+    pub(super) patience: Patience,
+    pub(super) peers: Vec<Peer>,
+    pub(super) findings: Findings,
+}
+
+/// A target and what is known of its traffic.
+#[derive(Debug)]
+pub struct Peer {
+    pub(super) bit: TargetBit,
+    pub(super) name: String,
+    pub(super) target: DynTarget,
+    pub(super) gate: GateWatch,
+    pub(super) traffic: Traffic,
+    /// Units of bytes that may be copied for puts to it.
+    pub(super) copies: Semaphore,
+    pub(super) copies_max: u32,
+}
+
+impl Peer {
+    /// A target whose puts may hold at most `copied_max` bytes of memory; a larger chunk goes alone.
+    pub fn new(bit: TargetBit, name: String, target: DynTarget, gate: GateWatch, copied_max: u64) -> Peer {
+        let copies_max = u32::try_from((copied_max / COPY_UNIT).max(1)).unwrap_or(u32::MAX >> 4);
+        let copies = Semaphore::new(copies_max as usize);
+        Peer { bit, name, target, gate, traffic: Traffic::default(), copies, copies_max }
+    }
+
+    async fn reserve(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let units = u32::try_from(bytes.div_ceil(COPY_UNIT)).unwrap_or(u32::MAX).min(self.copies_max);
+        // Never closed; were it, a put without a permit would still be right.
+        self.copies.acquire_many(units).await.ok()
+    }
+}
+
+impl Uploader {
+    /// Puts `chunk` on the target `bit`.
+    pub async fn put(self: &Arc<Uploader>, bit: TargetBit, chunk: ChunkTodo) -> Outcome {
+        let Some(peer) = self.peers.iter().find(|peer| peer.bit == bit) else { return Outcome::Unsendable };
+        let meta = Arc::clone(&self.meta);
+        let sources = match blocking(move || meta.chunk_sources(chunk.id)).await {
+            Some(Ok(Some(sources))) => sources,
+            Some(Ok(None)) => return Outcome::Gone,
+            Some(Err(error)) => {
+                tracing::error!(chunk = %chunk.hash, %error, "the sources of a chunk cannot be read");
+                return Outcome::Unsendable;
+            }
+            None => return Outcome::Unsendable,
+        };
+        let sources = Arc::new(sources);
+        let permit = peer.reserve(source::copied_bytes(&sources)).await;
+        if let Some(body) = self.local(&sources).await {
+            return self.send(peer, &sources.chunk, body).await;
+        }
+        drop(permit);
+        let _permit = peer.reserve(sources.chunk.length).await;
+        match self.fetch(peer, &sources).await {
+            Some(body) => self.send(peer, &sources.chunk, body).await,
+            None => Outcome::Unsendable,
+        }
+    }
+
+    async fn local(self: &Arc<Uploader>, sources: &Arc<ChunkSources>) -> Option<CheckedChunk> {
+        if sources.pieces.is_empty() {
+            return None;
+        }
+        let (this, of) = (Arc::clone(self), Arc::clone(sources));
+        let (chunk, findings) = blocking(move || source::open(&this.files, this.mount, &of)).await?;
+        findings.into_iter().for_each(|finding| self.findings.report(finding));
+        chunk
+    }
+
+    /// Asks the other targets that have the chunk, one after the other.
+    async fn fetch(&self, receiver: &Peer, sources: &ChunkSources) -> Option<CheckedChunk> {
+        let ChunkTodo { hash, length, .. } = sources.chunk;
+        let has = |peer: &&Peer| peer.bit != receiver.bit && sources.placed & peer.bit.mask() != 0;
+        for peer in self.peers.iter().filter(has) {
+            if peer.gate.state() != Gate::Open {
+                continue;
+            }
+            let key = key::chunk(hash);
+            let get = tokio::time::timeout(self.patience.transfer(length), peer.target.get(&key, length));
+            let problem = match get.await {
+                Ok(Ok(bytes)) => match blocking(move || CheckedChunk::fetched(hash, bytes)).await? {
+                    Some(chunk) => return Some(chunk),
+                    None => "its bytes do not match its name".to_owned(),
+                },
+                Ok(Err(error)) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => error.to_string(),
+                // Out of reach is no finding.
+                Ok(Err(_)) | Err(_) => continue,
+            };
+            self.findings.report(Finding { chunk: hash, place: peer.name.clone(), problem });
+        }
+        None
+    }
+
+    async fn send(&self, peer: &Peer, chunk: &ChunkTodo, body: CheckedChunk) -> Outcome {
+        let key = key::chunk(chunk.hash);
+        let put = peer.target.put(&key, body.into_body(), Existing::Replace);
+        match tokio::time::timeout(self.patience.transfer(chunk.length), put).await {
+            Ok(Ok(())) => {
+                peer.traffic.sent(chunk.length, clock::instant());
+                Outcome::Sent
+            }
+            Ok(Err(error)) => Outcome::Failed(error.into()),
+            Err(_) => Outcome::Failed(unanswered("put", &key)),
+        }
+    }
+}
+
+/// The failure of a call that had no answer in time.
+pub(super) fn unanswered(operation: &str, key: &str) -> Failure {
+    Failure {
+        kind: Kind::Unreachable,
+        class: Class::Ambiguous,
+        retry_after: None,
+        message: format!("{operation} {key:?}: no answer in time"),
+    }
+}
+
+/// Runs `work` where it may block; `None` if it panicked, which was logged by then.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
+/// What was sent to one target in this mount.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    chunks: AtomicU64,
+    bytes: AtomicU64,
+    rate: Mutex<Rate>,
+}
+
+impl Traffic {
+    fn sent(&self, bytes: u64, now: Instant) {
+        self.chunks.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.rate.lock().add(bytes, now);
+    }
+
+    /// Chunks and bytes.
+    pub fn total(&self) -> (u64, u64) {
+        (self.chunks.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+
+    /// Bytes per second, lately.
+    pub fn rate(&self, now: Instant) -> f64 {
+        self.rate.lock().at(now)
+    }
+}
+
+/// Bytes per second, forgotten exponentially.
+#[derive(Debug, Clone, Copy, Default)]
+struct Rate {
+    /// What is not forgotten of the bytes sent.
+    bytes: f64,
+    at: Instant,
+}
+
+impl Rate {
+    const WINDOW: Duration = Duration::from_secs(5);
+
+    fn at(&self, now: Instant) -> f64 {
+        let forgotten = (-now.since(self.at).as_secs_f64() / Self::WINDOW.as_secs_f64()).exp();
+        self.bytes * forgotten / Self::WINDOW.as_secs_f64()
+    }
+
+    fn add(&mut self, bytes: u64, now: Instant) {
+        self.bytes = self.at(now) * Self::WINDOW.as_secs_f64() + bytes as f64;
+        self.at = now;
+    }
+}
+
+/// What was found wrong with copies, each thing once.
+#[derive(Debug, Default)]
+pub struct Findings {
+    known: Mutex<BTreeSet<Finding>>,
+    /// With those that were not kept.
+    count: AtomicU64,
+}
+
+impl Findings {
+    /// Notes and logs a finding that is new.
+    pub fn report(&self, finding: Finding) {
+        let mut known = self.known.lock();
+        if known.contains(&finding) {
+            return;
+        }
+        tracing::error!(chunk = %finding.chunk, place = finding.place, "a copy is not good: {}", finding.problem);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        if known.len() < FINDINGS_MAX {
+            known.insert(finding);
+        }
+    }
+
+    /// The findings, and how many there were.
+    pub fn all(&self) -> (Vec<Finding>, u64) {
+        (self.known.lock().iter().cloned().collect(), self.count.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_follows_what_is_sent_and_forgets() {
+        let at = |secs: u64| Instant::START + Duration::from_secs(secs);
+        let mut rate = Rate::default();
+        for second in 100..160 {
+            rate.add(1_000, at(second));
+        }
+        let steady = rate.at(at(160));
+        assert!((800.0..1_200.0).contains(&steady), "{steady}");
+        assert!(rate.at(at(260)) < 1.0);
+    }
+
+    #[test]
+    fn a_large_body_gets_more_time() {
+        let patience = Patience::default();
+        assert_eq!(patience.transfer(0), Duration::from_secs(60));
+        assert_eq!(patience.transfer(64 << 20), Duration::from_secs(60 + 2048));
+    }
+}
