@@ -158,14 +158,23 @@ impl Committer {
             let hurry = self.files.in_a_hurry();
             let now = clock::instant();
             let due = self.closing.due(hurry);
-            let wait =
-                if !self.ready.is_empty() { Duration::ZERO } else { due.map_or(POLL, |due| due.since(now)).min(POLL) };
+            let wait = match due {
+                _ if !self.ready.is_empty() => Duration::ZERO,
+                Some(due) if !hurry => due.since(now).min(POLL),
+                Some(_) => COMPANY,
+                None => POLL,
+            };
             match sealed.recv_timeout(wait) {
                 Ok(ready) => {
                     self.add(ready);
-                    if self.ready.len() < COMMIT_SESSIONS && self.closing.due(hurry).is_none_or(|due| due > now) {
+                    // Even in a hurry, what is at hand goes together.
+                    let due = self.closing.due(false).is_some_and(|due| due <= now);
+                    if self.ready.len() < COMMIT_SESSIONS && !due {
                         continue;
                     }
+                }
+                Err(RecvTimeoutError::Timeout) if hurry && self.ready.is_empty() && !self.files.jobs.is_empty() => {
+                    continue;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -368,6 +377,8 @@ impl Committer {
 
 /// The committer looks at least this often for somebody in a hurry.
 const POLL: Duration = Duration::from_millis(20);
+/// So long a batch that is due by somebody's hurry waits for the next sealed session.
+const COMPANY: Duration = Duration::from_millis(3);
 
 fn read_run(file: &File, run: &std::ops::Range<u64>, buffer: &mut Vec<u8>) -> io::Result<()> {
     use std::os::unix::fs::FileExt;

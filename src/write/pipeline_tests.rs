@@ -248,7 +248,12 @@ fn content_of_an_unnamed_open_file_stays_readable_and_is_not_committed() {
         })
         .unwrap();
     mount.files.unnamed(ino);
-    std::thread::sleep(Duration::from_millis(100));
+    let deadline = clock::instant() + Duration::from_secs(20);
+    let discarded = || mount.files.find(ino).is_some_and(|file| file.state.read().frozen[0].kept.get().is_some());
+    while !discarded() {
+        assert!(clock::instant() < deadline, "the committer meets the session");
+        std::thread::yield_now();
+    }
     let read = mount.read(ino, 0, 100);
     assert_eq!((read[0], read[50], read[60]), (7, 8, 7));
     mount.files.release(ino).unwrap();
