@@ -65,8 +65,7 @@ pub struct JournalWindow {
 impl Meta {
     /// Reads what target `bit` has not got, up to `upto` at most.
     ///
-    /// `upto` is a journal head that was read *before* the caller asked which births wait (O2): so every birth in the
-    /// window was in that answer if it had no slot then, and if it has got one since, the window or `slot_beyond` says so.
+    /// Which births wait (O2) is to be asked after this, for [`JournalWindow::end`].
     pub fn journal_window(&self, bit: TargetBit, upto: Seq, limits: WindowLimits) -> Result<JournalWindow> {
         self.read(|conn| read(conn, bit, upto, limits))
     }

@@ -3,11 +3,12 @@
 //! *Contact* is made at mount and after every outage, before anything is written: collect what the target says (I/O),
 //! decide (pure), act (I/O, idempotent).
 //!
-//! Owns: the evidence, the verdict, initialising a fresh target, announcing this mount as its writer, the survey at mount.
-//! Does not own: sending segments (`shipper`), the gate that the verdict drives (`gate`), whether it answers (`health`).
+//! Owns: the evidence about history, the verdict, announcing this mount as the target's writer, the survey at mount.
+//! Does not own: whose place it is (`target::identity`), sending segments (`shipper`), the gate that the verdict drives
+//! (`gate`).
 //!
 //! ```text
-//! superblock     none, never seen ──▶ Fresh          none, seen before ──▶ Blocked (an unmounted disk)
+//! tandemfs.json  none, never seen ──▶ Fresh          none, seen before ──▶ Blocked (an unmounted disk)
 //!                another filesystem or target ──▶ Conflict
 //! writers/       one at or above our epoch that is not us ──▶ Conflict (fenced)
 //! journal/       newest = the one we confirmed, or stored ones after it, same bytes ──▶ Ours
@@ -28,12 +29,12 @@ use futures::future::join_all;
 use crate::clock::Timestamp;
 use crate::format::key::{self, Key};
 use crate::format::segment::{self, BODY_BYTES_MAX, Place};
-use crate::format::superblock::{self, Superblock};
+use crate::format::superblock::Superblock;
 use crate::format::writer::{self, Parent, Writer};
 use crate::id::{Epoch, FilesystemId, Seq, TargetBit, WriterId};
 use crate::meta::shipping::{Cursor, SegmentId};
 use crate::meta::{self, Meta};
-use crate::target::{self, DynTarget, Existing, Kind};
+use crate::target::{self, DynTarget, Existing, Kind, identity};
 
 /// Pages of a listing that are read before it is called endless: a target in order has one short page of news.
 const PAGES_MAX: usize = 100;
@@ -102,12 +103,10 @@ pub struct Seen {
 }
 
 /// What a target says.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Evidence {
-    /// `None` = there is none.
-    pub superblock: Option<Superblock>,
-    /// Its superblock is there and cannot be read as one.
-    pub unreadable: Option<String>,
+    /// Whose place it says it is. The rest is looked at only if it is ours.
+    pub place: identity::Verdict,
     /// All writers that ever announced themselves.
     pub writers: Vec<(Epoch, WriterId)>,
     /// What the highest foreign writer at or above our epoch says of itself, if it can be read.
@@ -139,20 +138,20 @@ pub enum Verdict {
     },
 }
 
-/// Collects what a target says. Reads only.
+/// Collects what a target says. Reads only. An error: it cannot be asked now.
 pub async fn gather(target: &DynTarget, own: &Own) -> target::Result<Evidence> {
-    let mut evidence = Evidence::default();
-    match target.get(key::SUPERBLOCK, superblock::BYTES_MAX).await {
-        Ok(bytes) => match Superblock::decode(&bytes) {
-            Ok(superblock) => evidence.superblock = Some(superblock),
-            Err(error) => evidence.unreadable = Some(error.to_string()),
-        },
-        Err(error) if error.kind == Kind::NotFound => {}
-        Err(error) => return Err(error),
+    let expected = identity::Expectation {
+        filesystem: own.filesystem,
+        target: own.cursor.id,
+        initialised: own.cursor.initialised,
+    };
+    let place = identity::decide(identity::inspect(target.as_ref()).await, expected);
+    if let identity::Verdict::Unreachable(error) = place {
+        return Err(error);
     }
-    let stranger =
-        |superblock: &Superblock| superblock.filesystem != own.filesystem || superblock.target != own.cursor.id;
-    if evidence.unreadable.is_some() || evidence.superblock.as_ref().is_some_and(stranger) {
+    let ours = matches!(place, identity::Verdict::Ours(_));
+    let mut evidence = Evidence { place, writers: Vec::new(), foreign: None, segments: Vec::new() };
+    if !ours {
         // What else lies there is nothing to us.
         return Ok(evidence);
     }
@@ -191,44 +190,13 @@ pub async fn gather(target: &DynTarget, own: &Own) -> target::Result<Evidence> {
 
 /// Judges what target `name` says by what we know. Pure.
 pub fn decide(name: &str, own: &Own, evidence: &Evidence) -> Verdict {
-    let initialised = own.cursor.initialised;
-    if let Some(why) = &evidence.unreadable {
-        return Verdict::Blocked {
-            reason: format!("target {name:?} has a tandemfs.json that cannot be read: {why}"),
-            hint: "look at that object; another version of tandemfs may have written it".into(),
-        };
+    if matches!(evidence.place, identity::Verdict::Fresh) {
+        return Verdict::Fresh;
     }
-    let Some(superblock) = &evidence.superblock else {
-        return match (initialised, evidence.writers.is_empty() && evidence.segments.is_empty()) {
-            (false, true) => Verdict::Fresh,
-            (false, false) => Verdict::Blocked {
-                reason: format!("target {name:?} holds a journal but no tandemfs.json"),
-                hint: "give it an empty place, or restore from it with tandemfs restore".into(),
-            },
-            (true, _) => Verdict::Blocked {
-                reason: format!("target {name:?} is empty or not mounted: its tandemfs.json is gone"),
-                hint: format!(
-                    "mount its disk or name its right place; if its data is lost: tandemfs target add {name} --fresh"
-                ),
-            },
-        };
-    };
-    if superblock.filesystem != own.filesystem {
-        return Verdict::Conflict {
-            reason: format!(
-                "target {name:?} holds another filesystem: {:?} ({}), not {}",
-                superblock.name, superblock.filesystem, own.filesystem
-            ),
-            hint: format!("give {name:?} a place of its own, or mount that filesystem's state directory"),
-        };
-    }
-    if superblock.target != own.cursor.id {
-        return Verdict::Conflict {
-            reason: format!(
-                "target {name:?} holds target {:?} ({}) of this filesystem, not {}",
-                superblock.target_name, superblock.target, own.cursor.id
-            ),
-            hint: "two targets may not share a place; check their URIs".into(),
+    if let Some((reason, hint)) = evidence.place.problem(name) {
+        return match evidence.place {
+            identity::Verdict::Foreign(_) | identity::Verdict::OtherTarget(_) => Verdict::Conflict { reason, hint },
+            _ => Verdict::Blocked { reason, hint },
         };
     }
     if let Some((epoch, writer)) = evidence.writers.iter().filter(|writer| own.is_foreign(writer)).max() {
@@ -339,7 +307,7 @@ async fn list<T>(
     Ok(found)
 }
 
-/// Makes an empty place the target that the row describes (T1). Written once; the same bytes from an earlier try are success.
+/// Makes an empty place the target that the row describes (T1).
 pub async fn initialise(
     meta: &Arc<Meta>,
     target: &DynTarget,
@@ -354,7 +322,7 @@ pub async fn initialise(
         target_name: name.to_owned(),
         created: me.started,
     };
-    put_once(target, key::SUPERBLOCK, superblock.encode().into()).await?;
+    identity::initialise(target.as_ref(), &superblock).await?;
     meta.set_initialised(bit)?;
     Ok(())
 }

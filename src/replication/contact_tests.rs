@@ -144,7 +144,7 @@ async fn t1_another_filesystem_or_another_target_of_ours_is_a_conflict() {
     let mut superblock = Superblock::decode(&world.memory.objects()[key::SUPERBLOCK].clone()).unwrap();
     superblock.target = TargetId::random();
     world.memory.objects().insert(key::SUPERBLOCK.into(), superblock.encode().into());
-    assert!(conflict(world.verdict().await).contains("holds target"));
+    assert!(conflict(world.verdict().await).contains("is the place of target"));
     superblock.filesystem = FilesystemId::random();
     world.memory.objects().insert(key::SUPERBLOCK.into(), superblock.encode().into());
     assert!(conflict(world.verdict().await).contains("another filesystem"));
