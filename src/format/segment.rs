@@ -95,6 +95,11 @@ impl Builder {
         Builder { place, prev, plain: Vec::new(), count: 0, seqs: None }
     }
 
+    /// Where it will stand.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
     /// True if the line still fits. Every line fits into an empty segment.
     pub fn fits(&self, line: &[u8]) -> bool {
         self.plain.len() + line.len() <= LINES_BYTES_MAX

@@ -249,6 +249,7 @@ impl Tx<'_> {
             }
         }
         if placed.chunks > 0 {
+            self.chunks_placed();
             self.conn()
                 .prepare_cached(
                     "UPDATE tally SET pending_chunks = pending_chunks - ?2, pending_bytes = pending_bytes - ?3, \

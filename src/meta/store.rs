@@ -84,11 +84,11 @@ struct Writer {
 }
 
 impl Writer {
-    fn transact<T>(&mut self, body: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, Counters, bool)> {
+    fn transact<T>(&mut self, body: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, Counters, Told)> {
         let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut tx = Tx { tx, counters: self.counters, usage: Cell::new(self.counters.usage), chunks_added: false };
+        let mut tx = Tx { tx, counters: self.counters, usage: Cell::new(self.counters.usage), told: Told::default() };
         let value = body(&mut tx)?;
-        let Tx { tx, counters, usage, chunks_added } = tx;
+        let Tx { tx, counters, usage, told } = tx;
         let after = Counters { usage: usage.get(), ..counters };
         if after != self.counters {
             tx.prepare_cached(
@@ -106,7 +106,7 @@ impl Writer {
             ])?;
         }
         tx.commit()?;
-        Ok((value, after, chunks_added))
+        Ok((value, after, told))
     }
 }
 
@@ -120,6 +120,7 @@ pub struct Meta {
     /// A copy of the counters' usage, so that statfs never waits for a transaction.
     usage: Mutex<Usage>,
     chunks: watch::Sender<u64>,
+    placements: watch::Sender<u64>,
 }
 
 /// Group sync of the write-ahead log: all waiters of a moment share one `fdatasync`.
@@ -144,7 +145,14 @@ pub struct Tx<'a> {
     counters: Counters,
     /// Apart from the other counters, because rows are written through a shared reference.
     usage: Cell<Usage>,
+    told: Told,
+}
+
+/// What a transaction tells others of once it is committed.
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
     chunks_added: bool,
+    chunks_placed: bool,
 }
 
 impl Meta {
@@ -206,6 +214,7 @@ impl Meta {
             head: watch::Sender::new(counters.seq),
             usage: Mutex::new(counters.usage),
             chunks: watch::Sender::new(0),
+            placements: watch::Sender::new(0),
             writer: Mutex::new(Writer { conn, counters }),
             readers: Mutex::new(Vec::new()),
             wal: Wal {
@@ -224,7 +233,7 @@ impl Meta {
             return Err(Error::Latched);
         }
         let mut writer = self.writer.lock();
-        let (value, after, chunks_added) = writer.transact(body)?;
+        let (value, after, told) = writer.transact(body)?;
         let grown = after.seq != writer.counters.seq;
         writer.counters = after;
         *self.usage.lock() = after.usage;
@@ -233,8 +242,11 @@ impl Meta {
         if grown {
             self.head.send_replace(after.seq);
         }
-        if chunks_added {
+        if told.chunks_added {
             self.chunks.send_modify(|count| *count += 1);
+        }
+        if told.chunks_placed {
+            self.placements.send_modify(|count| *count += 1);
         }
         Ok(value)
     }
@@ -331,6 +343,11 @@ impl Meta {
     /// Tells of each commit that added chunks to be placed.
     pub fn watch_chunks(&self) -> watch::Receiver<u64> {
         self.chunks.subscribe()
+    }
+
+    /// Tells of each commit that recorded placements.
+    pub fn watch_placements(&self) -> watch::Receiver<u64> {
+        self.placements.subscribe()
     }
 
     /// A value of the table `filesystem`.
@@ -436,7 +453,12 @@ impl<'a> Tx<'a> {
 
     /// Tells the uploaders, once committed, that there are new chunks.
     pub(crate) fn chunks_added(&mut self) {
-        self.chunks_added = true;
+        self.told.chunks_added = true;
+    }
+
+    /// Tells the shippers, once committed, that a target has more chunks.
+    pub(crate) fn chunks_placed(&mut self) {
+        self.told.chunks_placed = true;
     }
 }
 
