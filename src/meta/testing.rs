@@ -6,8 +6,8 @@ use super::inode::Inode;
 use super::slot::SlotRequest;
 use super::{Created, Meta, Tx};
 use crate::clock::Timestamp;
-use crate::format::record::Change;
-use crate::id::{FilesystemId, Generation, InodeId, Seq, SessionId};
+use crate::format::record::{Change, Content, Extent};
+use crate::id::{ChunkHash, FilesystemId, Generation, InodeId, Seq, SessionId};
 
 /// A new store with a root directory.
 pub(crate) fn store() -> (tempfile::TempDir, Meta) {
@@ -74,4 +74,28 @@ pub(crate) fn slot_request(ino: InodeId, session: u64, size: u64) -> SlotRequest
         ctime: time,
         fsynced: false,
     }
+}
+
+/// Fills the open slot of `session` with one chunk of nine bytes that no target has, as a commit does.
+pub(crate) fn fill_slot(tx: &mut Tx<'_>, session: u64, hash: ChunkHash) {
+    let slot = tx.slot_of(SessionId(session)).unwrap().unwrap();
+    tx.conn()
+        .execute("INSERT INTO chunk (hash, length, bytes_referenced, incomplete) VALUES (?1, 9, 9, 1)", [hash])
+        .unwrap();
+    tx.chunks_added();
+    let content = Content {
+        ino: slot.ino,
+        generation: slot.generation,
+        whole: true,
+        size: 9,
+        mtime: slot.mtime,
+        ctime: slot.ctime,
+        mode: None,
+        chunks: vec![(hash, 9)],
+        extents: vec![Extent { offset: 0, length: 9, chunk: 0, chunk_offset: 0 }],
+        zero: vec![],
+        part: None,
+    };
+    tx.end_slot(&slot, &Change::Content(content)).unwrap();
+    tx.delete_session(SessionId(session)).unwrap();
 }

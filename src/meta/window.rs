@@ -199,12 +199,9 @@ impl Placed<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
-    use crate::format::record::{Content, Extent};
-    use crate::id::{Generation, SessionId};
-    use crate::meta::Tx;
+    use crate::id::Generation;
     use crate::meta::target::Configured;
-    use crate::meta::testing::{file, slot_request, store};
+    use crate::meta::testing::{file, fill_slot, slot_request, store};
 
     const BIT: fn() -> TargetBit = || TargetBit::new(0).unwrap();
 
@@ -218,29 +215,6 @@ mod tests {
 
     fn seqs(window: &JournalWindow) -> Vec<u64> {
         window.rows.iter().map(|row| row.seq.0).collect()
-    }
-
-    /// Fills the slot of `session` with one chunk, as a commit does.
-    fn fill(tx: &mut Tx<'_>, session: u64, hash: ChunkHash) {
-        let slot = tx.slot_of(SessionId(session)).unwrap().unwrap();
-        tx.conn()
-            .execute("INSERT INTO chunk (hash, length, bytes_referenced, incomplete) VALUES (?1, 9, 9, 1)", [hash])
-            .unwrap();
-        let content = Content {
-            ino: slot.ino,
-            generation: slot.generation,
-            whole: true,
-            size: 9,
-            mtime: Timestamp::EPOCH,
-            ctime: Timestamp::EPOCH,
-            mode: None,
-            chunks: vec![(hash, 9)],
-            extents: vec![Extent { offset: 0, length: 9, chunk: 0, chunk_offset: 0 }],
-            zero: vec![],
-            part: None,
-        };
-        tx.end_slot(&slot, &Change::Content(content)).unwrap();
-        tx.delete_session(SessionId(session)).unwrap();
     }
 
     #[test]
@@ -259,7 +233,7 @@ mod tests {
         assert_eq!((open.end, open.more), (Seq(2), false));
 
         meta.write(|tx| {
-            fill(tx, 1, hash);
+            fill_slot(tx, 1, hash);
             Ok(())
         })
         .unwrap();
@@ -281,7 +255,7 @@ mod tests {
         .unwrap();
         assert_eq!(window(&meta).rows.iter().map(|row| row.fsynced).collect::<Vec<_>>(), [false, true]);
         meta.write(|tx| {
-            fill(tx, 1, ChunkHash::of(b"x"));
+            fill_slot(tx, 1, ChunkHash::of(b"x"));
             Ok(())
         })
         .unwrap();

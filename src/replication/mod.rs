@@ -20,5 +20,6 @@ pub mod planner;
 pub mod queue;
 pub mod segments;
 pub mod selection;
+pub mod shipper;
 pub mod source;
 pub mod upload;
