@@ -35,6 +35,8 @@ pub mod rename;
 // Its caller (restore) arrives after it.
 #[allow(dead_code)]
 mod replay;
+#[cfg(test)]
+mod script_tests;
 pub mod session;
 pub mod shipping;
 pub mod slot;

@@ -18,7 +18,7 @@ fn replayed(records: &[Record]) -> (tempfile::TempDir, Meta) {
 }
 
 /// An order in which a target may get the records: `late` says for how many rounds a record stays behind (O6, O7).
-fn overtaken(records: &[Record], late: &[u8]) -> Vec<Record> {
+pub(crate) fn overtaken(records: &[Record], late: &[u8]) -> Vec<Record> {
     let mut left: Vec<(u8, &Record)> =
         records.iter().enumerate().map(|(i, record)| (late.get(i).map_or(0, |rounds| rounds % 4), record)).collect();
     let mut order = vec![];
