@@ -34,6 +34,9 @@ use crate::meta::placement::Tally;
 use crate::meta::{Error, Meta, Result};
 use crate::target::{Class, DynTarget, Kind};
 
+/// More than any `tandemfs.json` has.
+const SUPERBLOCK_BYTES_MAX: u64 = 64 << 10;
+
 /// Bounds and times of the driver.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -318,16 +321,17 @@ impl Run {
                 self.batches.entry(bit).or_insert_with(|| Batch { chunks: vec![], due }).chunks.push(chunk.id);
             }
             Effect::Probe => {
-                let lost = TargetEvent::Probed(Err(broken("stat", key::SUPERBLOCK)));
+                let lost = TargetEvent::Probed(Err(broken("get", key::SUPERBLOCK)));
                 self.spawn(bit, lost, async move {
-                    TargetEvent::Probed(
-                        match tokio::time::timeout(patience.answer, target.stat(key::SUPERBLOCK)).await {
-                            // What it says about the object is for `contact` to judge.
-                            Ok(Ok(_)) => Ok(()),
-                            Ok(Err(error)) => Err(error.into()),
-                            Err(_) => Err(unanswered("stat", key::SUPERBLOCK)),
-                        },
-                    )
+                    // A directory that was lost answers nothing but this: it is how contact is made (T10).
+                    let get = target.get(key::SUPERBLOCK, SUPERBLOCK_BYTES_MAX);
+                    TargetEvent::Probed(match tokio::time::timeout(patience.answer, get).await {
+                        Ok(Ok(_)) => Ok(()),
+                        // That there is none, or a strange one, is an answer. What it means is for `contact` to judge.
+                        Ok(Err(error)) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Ok(()),
+                        Ok(Err(error)) => Err(error.into()),
+                        Err(_) => Err(unanswered("get", key::SUPERBLOCK)),
+                    })
                 });
             }
         }

@@ -344,3 +344,36 @@ async fn a_stopped_driver_goes_on_where_it_was() {
     assert!(status[0].sent_chunks <= left, "what was recorded was not sent again");
     assert!(world.meta.chunks_to_place(bit(0), ChunkId(0), 10).unwrap().chunks.is_empty());
 }
+
+/// Anonymous memory of this process in bytes (proc_pid_status(5)).
+fn anonymous_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() << 10
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures the memory of the whole process: run it alone"]
+async fn bodies_are_never_copied_into_memory() {
+    use crate::target::{Existing, Target, directory::DirectoryTarget};
+    let world = World::new(2);
+    for _ in 0..256 {
+        world.commit(4 << 20);
+    }
+    let places = tempfile::tempdir().unwrap();
+    let targets = ["a", "b"].map(|name| Arc::new(DirectoryTarget::new(places.path().join(name))));
+    for target in &targets {
+        target.put(key::SUPERBLOCK, b"{}".to_vec().into(), Existing::Refuse).await.unwrap();
+    }
+    let before = anonymous_bytes();
+    let driver =
+        world.start(targets.iter().map(|target| Arc::clone(target) as DynTarget).collect(), Options::default());
+    let mut most = before;
+    while world.pending(0) + world.pending(1) > 0 {
+        most = most.max(anonymous_bytes());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    driver.stop().await;
+    println!("{} MiB before, {} MiB at most", before >> 20, most >> 20);
+    assert!(most - before < 24 << 20, "{} bytes more for 2 GiB in all", most - before);
+}
