@@ -19,6 +19,8 @@
 //!   another `tandemfs.json` than the one seen before.
 //! - The directory itself is created by the put of `tandemfs.json` alone, and only its last component; until then it is
 //!   an empty place, provided that its parent exists.
+//! - A disk can hang (a dead NFS server, a failing drive). Each call has a deadline, and a target has so many threads and no
+//!   more: those that hang are not the threads of other targets.
 //! - `put` and a `stat` that finds something promise the same: object, entry and directories are on disk.
 
 mod listing;
@@ -27,15 +29,17 @@ mod place;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rustix::io::Errno;
+use tokio::sync::Semaphore;
 
 use self::listing::Walk;
 use self::place::{Place, TMP};
-use super::{Abilities, Body, Class, Error, Existing, Kind, Page, Result, Target};
+use super::{Abilities, Body, Class, Error, Existing, Kind, PATIENCE, Page, Result, Target};
 use crate::format::key::{SUPERBLOCK as IDENTITY, TEMPORARY};
 use crate::format::superblock::BYTES_MAX;
 
@@ -43,6 +47,8 @@ use crate::format::superblock::BYTES_MAX;
 const UNFINISHED_SECS: i64 = 24 * 3600;
 /// Objects of one page.
 const PAGE: usize = 1000;
+/// Calls at the same time.
+const THREADS: usize = 32;
 
 /// A target that is a local directory.
 #[derive(Debug, Clone)]
@@ -54,6 +60,8 @@ pub struct DirectoryTarget {
 struct Shared {
     path: PathBuf,
     state: Mutex<State>,
+    threads: Arc<Semaphore>,
+    patience: Duration,
     skipped: AtomicU64,
 }
 
@@ -85,9 +93,13 @@ enum Site {
 impl DirectoryTarget {
     /// The target at `path`, which is opened at the first call.
     pub fn new(path: impl Into<PathBuf>) -> DirectoryTarget {
-        DirectoryTarget {
-            shared: Arc::new(Shared { path: path.into(), state: Mutex::default(), skipped: AtomicU64::new(0) }),
-        }
+        DirectoryTarget::with_patience(path.into(), PATIENCE)
+    }
+
+    fn with_patience(path: PathBuf, patience: Duration) -> DirectoryTarget {
+        let threads = Arc::new(Semaphore::new(THREADS));
+        let shared = Shared { path, state: Mutex::default(), threads, patience, skipped: AtomicU64::new(0) };
+        DirectoryTarget { shared: Arc::new(shared) }
     }
 
     /// The directory as configured.
@@ -103,7 +115,7 @@ impl DirectoryTarget {
     /// Removes unfinished writes older than 24 h, and returns how many there were. The first put after each contact does it
     /// unasked.
     pub async fn remove_unfinished(&self) -> Result<usize> {
-        self.blocking("delete", TMP, |shared, at| match shared.site(at)? {
+        self.blocking("delete", TMP, 0, |shared, at| match shared.site(at)? {
             Site::Held(place) => {
                 place.remove_unfinished(unfinished_before()).map_err(|error| shared.failed(at, &place, error))
             }
@@ -112,24 +124,40 @@ impl DirectoryTarget {
         .await
     }
 
-    /// Runs file I/O where it may block.
+    /// Runs file I/O that moves `bytes` where it may block, and waits for it as long as makes sense.
     async fn blocking<T: Send + 'static>(
         &self,
         operation: &'static str,
         key: &str,
+        bytes: u64,
         work: impl FnOnce(&Shared, &At) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let shared = Arc::clone(&self.shared);
         let at = At { operation, key: key.to_owned() };
-        let lost = at.error(Kind::Failed, Class::Ambiguous, "the thread that did it ended early".to_owned());
-        tokio::task::spawn_blocking(move || work(&shared, &at)).await.unwrap_or(Err(lost))
+        let deadline = super::deadline(shared.patience, bytes);
+        let hangs = |class| at.error(Kind::Unreachable, class, format!("no answer from the disk within {deadline:?}"));
+        let permit = tokio::time::timeout(deadline, Arc::clone(&shared.threads).acquire_owned()).await;
+        // All threads hang: this call has not begun.
+        let permit = permit.map_err(|_| hangs(Class::Temporary))?.expect("the semaphore is never closed");
+        let call = At { operation, key: key.to_owned() };
+        let thread = tokio::task::spawn_blocking(move || {
+            // Given back when the thread ends, not when its caller has lost patience.
+            let _permit = permit;
+            work(&shared, &call)
+        });
+        let class = if matches!(operation, "put" | "delete") { Class::Ambiguous } else { Class::Temporary };
+        match tokio::time::timeout(deadline, thread).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(at.error(Kind::Failed, class, "the thread that did it ended early".to_owned())),
+            Err(_) => Err(hangs(class)),
+        }
     }
 }
 
 #[async_trait]
 impl Target for DirectoryTarget {
     async fn put(&self, key: &str, body: Body, existing: Existing) -> Result<()> {
-        self.blocking("put", key, move |shared, at| {
+        self.blocking("put", key, body.len(), move |shared, at| {
             at.check_key()?;
             let place = shared.place_for_put(at)?;
             if place.first_write() {
@@ -154,7 +182,7 @@ impl Target for DirectoryTarget {
     }
 
     async fn get(&self, key: &str, length_max: u64) -> Result<Bytes> {
-        self.blocking("get", key, move |shared, at| {
+        self.blocking("get", key, length_max, move |shared, at| {
             at.check_key()?;
             let Site::Held(place) = shared.site(at)? else { return Err(at.not_found()) };
             match place.read(&at.key, length_max) {
@@ -169,7 +197,7 @@ impl Target for DirectoryTarget {
     }
 
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes> {
-        self.blocking("get", key, move |shared, at| {
+        self.blocking("get", key, length, move |shared, at| {
             at.check_key()?;
             let Site::Held(place) = shared.site(at)? else { return Err(at.not_found()) };
             let short = |has| at.invalid(format!("it has {has} bytes, not {length} from {offset}"));
@@ -184,7 +212,7 @@ impl Target for DirectoryTarget {
     }
 
     async fn stat(&self, key: &str) -> Result<Option<u64>> {
-        self.blocking("stat", key, |shared, at| {
+        self.blocking("stat", key, 0, |shared, at| {
             at.check_key()?;
             let Site::Held(place) = shared.site(at)? else { return Ok(None) };
             match place.settled_length(&at.key).map_err(|error| shared.failed(at, &place, error)) {
@@ -198,7 +226,7 @@ impl Target for DirectoryTarget {
 
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
         let after = after.unwrap_or_default().to_owned();
-        self.blocking("list", prefix, move |shared, at| {
+        self.blocking("list", prefix, 0, move |shared, at| {
             let prefix = at.key.as_str();
             if !prefix.is_empty() && (!prefix.ends_with('/') || place::split(&prefix[..prefix.len() - 1]).is_err()) {
                 return Err(at.invalid("a prefix is empty or a directory with / at its end".to_owned()));
@@ -224,7 +252,7 @@ impl Target for DirectoryTarget {
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
-        self.blocking("delete", key, |shared, at| {
+        self.blocking("delete", key, 0, |shared, at| {
             at.check_key()?;
             let Site::Held(place) = shared.site(at)? else { return Ok(()) };
             match place.remove(&at.key).map_err(|error| shared.failed(at, &place, error)) {
@@ -236,7 +264,7 @@ impl Target for DirectoryTarget {
     }
 
     async fn check_place(&self) -> Result<()> {
-        self.blocking("check place", "", |shared, at| match shared.site(at)? {
+        self.blocking("check place", "", 0, |shared, at| match shared.site(at)? {
             Site::Held(place) if place.is_at(&shared.path) => Ok(()),
             Site::Held(place) => Err(shared.lose(at, &place)),
             Site::Vacant => Err(shared.gone(at, "it does not exist")),

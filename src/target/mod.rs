@@ -19,6 +19,7 @@ pub mod service;
 mod transport;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -128,6 +129,18 @@ pub struct Abilities {
     pub checksum: bool,
 }
 
+/// Time for a call without its bytes.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The slowest link or disk that is worth waiting for, in bytes per second.
+const RATE_MIN: u64 = 32 << 10;
+/// No object of ours is longer; a bound that somebody asks for may be.
+const BYTES_MAX: u64 = 64 << 20;
+
+/// How long a call that moves `bytes` may take on top of `patience` before it is given up.
+fn deadline(patience: Duration, bytes: u64) -> Duration {
+    patience + Duration::from_secs(bytes.min(BYTES_MAX) / RATE_MIN)
+}
+
 /// A target shared by tasks.
 pub type DynTarget = Arc<dyn Target>;
 
@@ -181,7 +194,7 @@ pub struct Error {
     /// The cause in words, without secrets.
     pub message: String,
     /// The store's own wish (`Retry-After`).
-    pub retry_after: Option<std::time::Duration>,
+    pub retry_after: Option<Duration>,
 }
 
 /// Result of a call to a target.

@@ -19,12 +19,8 @@ use tokio::sync::OnceCell;
 
 use super::classify::{Call, classify};
 use super::transport::{Notes, noting};
-use super::{Abilities, Body, Class, Existing, Kind, Listed, Page, Result, Target, probe};
+use super::{Abilities, Body, Class, Existing, Kind, Listed, PATIENCE, Page, Result, Target, probe};
 
-/// Time for a call without its bytes.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The slowest link that is worth waiting for, in bytes per second.
-const RATE_MIN: u64 = 32 << 10;
 /// Objects of one page.
 const PAGE: usize = 1000;
 
@@ -55,7 +51,7 @@ impl OperatorTarget {
         bytes: u64,
         future: impl Future<Output = opendal::Result<T>>,
     ) -> Result<(T, Notes)> {
-        let deadline = self.patience + Duration::from_secs(bytes / RATE_MIN);
+        let deadline = super::deadline(self.patience, bytes);
         match noting(tokio::time::timeout(deadline, future)).await {
             (Ok(Ok(value)), notes) => Ok((value, notes)),
             (Ok(Err(error)), notes) => Err(classify(call, &error, &notes)),
@@ -183,7 +179,7 @@ impl Target for OperatorTarget {
             self.call(call, 0, list).await?.0
         } else {
             // Everything is listed for each page: such a listing may take long.
-            self.call(call, 1 << 30, self.list_smallest(prefix, after)).await?.0
+            self.call(call, u64::MAX, self.list_smallest(prefix, after)).await?.0
         };
         Ok(page(found))
     }

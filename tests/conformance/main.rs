@@ -2,6 +2,7 @@
 //!
 //! A store that cannot do something by itself (T8) must still keep the promise; what it can is told by `abilities`.
 
+mod disk;
 #[path = "../support/s3.rs"]
 mod s3;
 

@@ -186,6 +186,34 @@ async fn directories_of_old_epochs_go_with_their_last_object() {
     }
 }
 
+#[tokio::test]
+async fn a_disk_that_hangs_is_unreachable_and_costs_a_bounded_number_of_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = DirectoryTarget::with_patience(dir.path().join("x"), Duration::from_millis(20));
+    put(&target, IDENTITY, "{}").await.unwrap();
+    // Every call needs the state for a moment: who holds it is a disk that hangs.
+    let hang = target.shared.state.lock();
+    for (count, class) in [(THREADS, Class::Ambiguous), (1, Class::Temporary)] {
+        let calls = (0..count).map(|n| {
+            let target = target.clone();
+            // On a runtime of their own: this one's thread holds the lock.
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let result = runtime.block_on(put(&target, &format!("chunks/aa/{n}"), "1"));
+                runtime.shutdown_background();
+                result.unwrap_err()
+            })
+        });
+        let calls: Vec<_> = calls.collect();
+        for call in calls {
+            let error = call.join().unwrap();
+            assert_eq!((error.kind, error.class), (Kind::Unreachable, class), "{error}");
+        }
+    }
+    drop(hang);
+    put(&target, "chunks/bb/bb", "1").await.unwrap();
+}
+
 mod listing {
     use std::collections::BTreeSet;
 
