@@ -17,6 +17,20 @@
 //! access_key_id = "${AWS_ACCESS_KEY_ID}"
 //! secret_access_key = { file = "/etc/tandemfs/aws.secret" }
 //! ```
+//!
+//! | key | default | |
+//! |---|---|---|
+//! | `name` | | of the filesystem, for people |
+//! | `mountpoint`, `state_dir` | | absolute; the command line overrides them |
+//! | `chunk_size` | `"4 MiB"` | power of two, 64 KiB to 64 MiB; of new chunks |
+//! | `rotate`, `rotate_synced` | `"60s"`, `"2s"` | open files are committed too (O8) |
+//! | `shutdown_timeout` | `"30s"` | draining after SIGTERM (D7) |
+//! | `cache.limit`, `cache.reserve` | the disk, `"512 MiB"` | local space (D2) |
+//! | `acknowledge.close`, `.fsync`, `.deadline` | `"cached"`, `"local"`, `"60s"` | D3 |
+//! | `target.NAME.uri` | required | `fs:///path`, `s3://bucket/prefix?option=value` … |
+//! | `target.NAME.read_priority` | `0` | the lower is read first |
+//! | `target.NAME.concurrency` | found out | transfers at the same time |
+//! | `target.NAME.…` | | any option of OpenDAL's service |
 
 mod error;
 mod file;
