@@ -14,26 +14,44 @@ use super::Meta;
 use super::history::{CHUNK_NUMBERS, History, chunk_bytes, chunk_hash, empty_store};
 use super::replay::tests::overtaken;
 use crate::clock::Timestamp;
+use crate::format::checkpoint::{Complete, Part, encode_slots};
+use crate::format::key::CheckpointFile;
 use crate::format::record::Record;
 use crate::format::segment::{Builder, Place};
 use crate::format::superblock::Superblock;
 use crate::format::writer::Writer;
 use crate::format::{json, key};
-use crate::id::{Epoch, FilesystemId, Hash, InodeId, SegmentNumber, Seq, TargetId, WriterId};
+use crate::id::{Epoch, ExportId, FilesystemId, Hash, InodeId, SegmentNumber, Seq, TargetId, WriterId};
 
 /// Paths and what can be said about each: equal trees have equal ones.
 type Tree = BTreeMap<Vec<u8>, String>;
 
+const FILESYSTEM: FilesystemId = FilesystemId(uuid::Uuid::from_u128(1));
+const TARGET: TargetId = TargetId(uuid::Uuid::from_u128(2));
+const WRITER: (Epoch, WriterId) = (Epoch(1), WriterId(1));
+
+fn put(root: &Path, key: &str, bytes: &[u8]) {
+    let path = root.join(key);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// A store in which the records were applied.
+fn replayed(place: &Path, records: &[Record]) -> Meta {
+    std::fs::create_dir(place).unwrap();
+    let meta = empty_store(place);
+    meta.write(|tx| {
+        records.iter().try_for_each(|record| tx.replay(record))?;
+        tx.replay_ended()
+    })
+    .unwrap();
+    meta
+}
+
 /// A target that holds the records, in segments of `per_segment`; a unit ends with every second of them.
 fn write_target(root: &Path, records: &[Record], per_segment: usize) {
-    let put = |key: &str, bytes: &[u8]| {
-        let path = root.join(key);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
-    };
-    let filesystem = FilesystemId(uuid::Uuid::from_u128(1));
-    let target = TargetId(uuid::Uuid::from_u128(2));
-    let (epoch, writer) = (Epoch(1), WriterId(1));
+    let put = |key: &str, bytes: &[u8]| put(root, key, bytes);
+    let (filesystem, target, (epoch, writer)) = (FILESYSTEM, TARGET, WRITER);
     let (name, target_name, created) = ("made up".to_owned(), "only".to_owned(), Timestamp::EPOCH);
     put(key::SUPERBLOCK, &Superblock { filesystem, target, name, target_name, created }.encode());
     let (host, version) = ("here".to_owned(), "0".to_owned());
@@ -53,6 +71,40 @@ fn write_target(root: &Path, records: &[Record], per_segment: usize) {
         let encoded = builder.finish(Seq::ZERO, n % 2 == 0 || n == segments);
         put(&place.key(), &encoded.body);
         prev = Some(encoded.hash);
+    }
+}
+
+/// Adds a checkpoint of `meta`, in two parts. Its slots are filled already, so all segments are replayed.
+fn write_checkpoint(root: &Path, meta: &Meta) {
+    let export = ExportId(9);
+    let exported = meta.export(&root.join("meta.sqlite"), export).unwrap();
+    let sqlite = std::fs::read(&exported.path).unwrap();
+    std::fs::remove_file(&exported.path).unwrap();
+    let packed = zstd::bulk::compress(&sqlite, 3).unwrap();
+    let (first, second) = packed.split_at(packed.len() / 3);
+    let (slots, slots_count) = encode_slots([]);
+    let (one, two) = (CheckpointFile::Part(0), CheckpointFile::Part(1));
+    let complete = Complete {
+        filesystem: FILESYSTEM,
+        target: TARGET,
+        epoch: WRITER.0,
+        writer: WRITER.1,
+        seq: exported.seq,
+        replay_from: SegmentNumber(1),
+        sqlite_bytes: exported.bytes,
+        parts: vec![Part::of(one, first), Part::of(two, second)],
+        slots: Part::of(CheckpointFile::Slots, &slots),
+        slots_count,
+        inodes: exported.inodes,
+        chunks: exported.chunks,
+        chunk_bytes: exported.chunk_bytes,
+        created: Timestamp::EPOCH,
+    };
+    let complete = complete.encode();
+    for (file, bytes) in
+        [(one, first), (two, second), (CheckpointFile::Slots, &slots), (CheckpointFile::Complete, &complete)]
+    {
+        put(root, &key::checkpoint_part(exported.seq, export, file), bytes);
     }
 }
 
@@ -149,21 +201,22 @@ proptest! {
         steps in prop::collection::vec(any::<[u8; 6]>(), 20..400),
         late in prop::collection::vec(any::<u8>(), 400),
         per_segment in 10usize..60,
+        checkpoint in prop::option::of(any::<prop::sample::Index>()),
     ) {
         if !can_run() {
             return Ok(());
         }
         let place = tempfile::tempdir().unwrap();
-        let records = overtaken(&History::build(&steps).records, &late);
-        let meta = empty_store(place.path());
-        meta.write(|tx| {
-            records.iter().try_for_each(|record| tx.replay(record))?;
-            tx.replay_ended()
-        })
-        .unwrap();
+        let in_order = History::build(&steps).records;
+        let records = overtaken(&in_order, &late);
+        let meta = replayed(&place.path().join("state"), &records);
 
         let (target, output) = (place.path().join("target"), place.path().join("output"));
         write_target(&target, &records, per_segment);
+        if let Some(index) = checkpoint {
+            let earlier = replayed(&place.path().join("earlier"), &in_order[..1 + index.index(in_order.len())]);
+            write_checkpoint(&target, &earlier);
+        }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-examples/restore.py");
         let run = Command::new("python3").arg(script).arg(&target).arg(&output).output().unwrap();
         let said = String::from_utf8_lossy(&run.stderr);
@@ -171,6 +224,7 @@ proptest! {
         let problems: Vec<_> = said.lines().filter(|line| line.starts_with("PROBLEM") && !line.contains("attribute u")).collect();
         prop_assert!(problems.is_empty() && matches!(run.status.code(), Some(0 | 4)), "{}", said);
 
+        prop_assert_eq!(said.contains("checkpoint checkpoints/"), checkpoint.is_some(), "{}", said);
         let mut restored = Tree::new();
         tree_of_directory(&output, b"", &mut restored);
         prop_assert_eq!(restored, tree_of_tables(&meta));
