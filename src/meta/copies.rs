@@ -94,6 +94,11 @@ impl Meta {
         })
     }
 
+    /// True while a slot up to `seq` waits for its bytes.
+    pub fn has_open_slot(&self, seq: Seq) -> Result<bool> {
+        self.read(|conn| Ok(conn.prepare_cached("SELECT 1 FROM slot WHERE seq <= ?1")?.exists([seq])?))
+    }
+
     /// Files with content records or open slots after `shipped`; at most [`UNSHIPPED_FILES_MAX`] are counted.
     pub fn unshipped_files(&self, shipped: Seq) -> Result<u64> {
         self.read(|conn| {

@@ -134,17 +134,19 @@ fn whereis_one(parts: &dyn Parts, path: &control::Path) -> Result<Whereis, Error
 pub async fn flush(parts: &dyn Parts, request: Flush, progress: ProgressSender) -> Result<Flushed, Error> {
     let deadline = request.timeout_seconds.map(|seconds| clock::instant() + std::time::Duration::from_secs(seconds));
     let inodes = request.paths.iter().map(|path| resolve(parts, path)).collect::<Result<Vec<Inode>, Error>>()?;
-    let everything = inodes.is_empty() || inodes.iter().any(|inode| inode.is_dir());
-    let files: Vec<InodeId> = inodes.iter().map(|inode| inode.ino).collect();
-    let durable = request.wait == Wait::Local;
-    let covered = parts.settle(if everything { None } else { Some(&files) }, durable)?;
+    let covered = parts.settle()?;
     // History is one: a place is reached only after all before it. So an old file is waited for no longer than needed.
     let mut seq = Seq::ZERO;
-    for ino in files {
-        seq = seq.max(parts.meta().last_seq_below(ino).map_err(internal)?);
+    for inode in &inodes {
+        seq = seq.max(parts.meta().last_seq_below(inode.ino).map_err(internal)?);
     }
     let seq = if inodes.iter().any(|inode| inode.ino == InodeId::ROOT) { covered } else { seq };
-    drain::drain(parts, Goal { seq, wait: request.wait, deadline }, Some(&progress)).await?;
+    let goal = Goal { seq, wait: request.wait, deadline };
+    if request.wait == Wait::Local {
+        drain::until_durable(parts, goal).await?;
+    } else {
+        drain::drain(parts, goal, Some(&progress)).await?;
+    }
     Ok(Flushed { seq: seq.0 })
 }
 

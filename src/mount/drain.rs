@@ -36,7 +36,7 @@ pub struct Goal {
 /// Waits until the goal is reached. Gives up at the deadline ([`ErrorKind::Timeout`]), or at once when a target that is
 /// needed can never get there because another writer holds it.
 pub async fn drain(parts: &dyn Parts, goal: Goal, progress: Option<&ProgressSender>) -> Result<(), Error> {
-    parts.hurry();
+    let _hurry = parts.hurry();
     let mut report_at = Instant::START;
     loop {
         let rows = parts.meta().targets().map_err(|e| Error::failed(e.to_string()))?;
@@ -64,6 +64,25 @@ pub async fn drain(parts: &dyn Parts, goal: Goal, progress: Option<&ProgressSend
             report_at = now + REPORT_EVERY;
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Waits until everything up to the goal survives a power cut: every slot is filled, which happens after its bytes are
+/// synced (S2), and the log of the metadata is synced.
+pub async fn until_durable(parts: &dyn Parts, goal: Goal) -> Result<(), Error> {
+    let _hurry = parts.hurry();
+    let failed = |e: crate::meta::Error| Error::failed(e.to_string());
+    while parts.meta().has_open_slot(goal.seq).map_err(failed)? {
+        if goal.deadline.is_some_and(|deadline| clock::instant() >= deadline) {
+            return Err(Error::new(ErrorKind::Timeout, "not in time: files are still being hashed")
+                .hint("everything written survives the end of the daemon; it is hashed and synced in the background"));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let meta = parts.meta().clone();
+    match tokio::task::spawn_blocking(move || meta.sync()).await {
+        Ok(result) => result.map_err(failed),
+        Err(panic) => Err(Error::failed(panic.to_string())),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the answers to `control` need of the running daemon, so that they can be tested without one.
 
+use std::sync::Arc;
+
 use crate::control::Error;
 use crate::control::status::{Attention, Cache, Health};
 use crate::id::{InodeId, Seq, TargetBit};
@@ -9,16 +11,16 @@ use crate::replication::gate::Gate;
 /// Files that are dirty: written to, and not yet sealed and committed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// How many.
+    /// Files with changes that have no place in history yet.
     pub files: u64,
-    /// Their dirty bytes, as far as known.
+    /// Bytes that no commit has yet, these files' and others'.
     pub bytes: u64,
 }
 
 /// The running parts.
 pub trait Parts: Send + Sync {
     /// The metadata store.
-    fn meta(&self) -> &Meta;
+    fn meta(&self) -> &Arc<Meta>;
 
     /// Whether a target may be written to.
     fn gate(&self, bit: TargetBit) -> Gate;
@@ -29,15 +31,15 @@ pub trait Parts: Send + Sync {
     /// What hinders a target now, and what to do about it.
     fn complaint(&self, bit: TargetBit) -> Option<(String, String)>;
 
-    /// Gives every dirty file its place in history (those of `inodes`, or all), closed or open, and has it sealed at
-    /// once. Returns the place that covers them all. With `durable` also survives a power cut.
-    fn settle(&self, inodes: Option<&[InodeId]>, durable: bool) -> Result<Seq, Error>;
+    /// Gives every dirty file its place in history, closed or open, and hands its bytes to the sealers. Returns the
+    /// place that covers them all.
+    fn settle(&self) -> Result<Seq, Error>;
 
     /// What is dirty now; of one inode, or all.
     fn dirty(&self, inode: Option<InodeId>) -> Dirty;
 
-    /// Ships what there is at once (T2).
-    fn hurry(&self);
+    /// While the guard lives, nothing waits for company: neither small files (S9) nor records (T2).
+    fn hurry(&self) -> Box<dyn Send + '_>;
 
     /// Local bytes.
     fn cache(&self) -> Result<Cache, Error>;
@@ -57,7 +59,7 @@ pub(super) mod testing {
 
     /// Targets that have shipped up to a place, and nothing else.
     pub struct Fake {
-        meta: Meta,
+        meta: Arc<Meta>,
         _dir: tempfile::TempDir,
         fenced: Vec<TargetBit>,
         pub dirty: Dirty,
@@ -80,7 +82,7 @@ pub(super) mod testing {
             })
             .unwrap();
             meta.write(|tx| tx.make_root(0o755, 0, 0, Timestamp::EPOCH)).unwrap();
-            Fake { meta, _dir: dir, fenced: Vec::new(), dirty: Dirty::default() }
+            Fake { meta: Arc::new(meta), _dir: dir, fenced: Vec::new(), dirty: Dirty::default() }
         }
 
         /// A new file in the root.
@@ -98,7 +100,7 @@ pub(super) mod testing {
     }
 
     impl Parts for Fake {
-        fn meta(&self) -> &Meta {
+        fn meta(&self) -> &Arc<Meta> {
             &self.meta
         }
 
@@ -118,7 +120,7 @@ pub(super) mod testing {
             None
         }
 
-        fn settle(&self, _: Option<&[InodeId]>, _: bool) -> Result<Seq, Error> {
+        fn settle(&self) -> Result<Seq, Error> {
             Ok(self.meta.head())
         }
 
@@ -126,7 +128,9 @@ pub(super) mod testing {
             self.dirty
         }
 
-        fn hurry(&self) {}
+        fn hurry(&self) -> Box<dyn Send + '_> {
+            Box::new(())
+        }
 
         fn cache(&self) -> Result<Cache, Error> {
             Ok(Cache::default())

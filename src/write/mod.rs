@@ -18,6 +18,7 @@ pub mod pipeline;
 #[cfg(test)]
 mod pipeline_tests;
 pub mod ranges;
+pub mod report;
 pub mod seal;
 pub mod session;
 pub mod slots;
