@@ -66,6 +66,7 @@ pub trait Daemon: Send + Sync + 'static {
 pub struct Server {
     listener: UnixListener,
     state_dir: PathBuf,
+    slots: Arc<Semaphore>,
 }
 
 impl Server {
@@ -73,14 +74,17 @@ impl Server {
     pub fn bind(state_dir: &Path) -> std::io::Result<Server> {
         let listener = socket::bind(state_dir)?;
         listener.set_nonblocking(true)?;
-        Ok(Server { listener: UnixListener::from_std(listener)?, state_dir: state_dir.to_owned() })
+        Ok(Server {
+            listener: UnixListener::from_std(listener)?,
+            state_dir: state_dir.to_owned(),
+            slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        })
     }
 
     /// Answers requests until dropped.
     pub async fn serve(&self, daemon: Arc<dyn Daemon>) {
-        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
-            let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+            let slot = self.slots.clone().acquire_owned().await.expect("the semaphore is never closed");
             match self.listener.accept().await {
                 Ok((stream, _)) => {
                     let daemon = daemon.clone();
@@ -98,6 +102,15 @@ impl Server {
                 }
             }
         }
+    }
+}
+
+impl Server {
+    /// Waits until every client has its answer and has closed, at most so long.
+    pub async fn quiesce(&self, patience: Duration) {
+        // One slot is held by `serve` itself, which waits for the next client.
+        let all = CONNECTIONS_MAX as u32 - 1;
+        let _ = tokio::time::timeout(patience, self.slots.acquire_many(all)).await;
     }
 }
 

@@ -6,13 +6,18 @@
 
 pub mod answers;
 pub mod background;
+pub mod daemon;
 pub mod drain;
+pub mod ending;
 pub mod fuse_options;
+pub mod live;
 pub mod log;
 pub mod mountpoint;
 pub mod nesting;
 pub mod parts;
+pub mod served;
 pub mod settings;
 pub mod state_dir;
 pub mod store;
+pub mod tasks;
 pub mod unmount;

@@ -31,6 +31,8 @@ pub struct Settings {
     pub chunk_size: u64,
     /// Bytes of chunk files; `None` = what the disk holds.
     pub cache_limit: Option<u64>,
+    /// Bytes that stay free on the disk for metadata.
+    pub reserve: u64,
     /// How long a daemon whose mount went away goes on bringing targets up to date (D7).
     pub shutdown_timeout: Duration,
     /// At least one.
@@ -44,6 +46,8 @@ pub struct Target {
     /// Without secrets.
     pub uri: String,
     pub target: DynTarget,
+    /// Of two targets equally well, the one with the lower number is read first.
+    pub read_priority: u32,
     /// Of a directory target, for D4.
     pub directory: Option<PathBuf>,
 }

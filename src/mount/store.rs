@@ -3,7 +3,7 @@
 //! Owns: that a filesystem is born whole or not at all, and is given up again if its first mount is refused.
 //! Does not own: its tables (`meta`).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::state_dir::StateDir;
 use crate::clock::{self, Timestamp};
@@ -17,33 +17,30 @@ const BIRTH: &str = "birth";
 /// A new filesystem that may be given up again: until [`Newborn::keep`], dropping it removes it. So a first mount that is
 /// refused leaves nothing behind.
 #[derive(Debug)]
-pub struct Newborn<'a> {
-    state_dir: Option<&'a StateDir>,
+pub struct Newborn {
+    /// Its store; `None` once it stays.
+    path: Option<PathBuf>,
 }
 
-impl Newborn<'_> {
+impl Newborn {
     /// From here on it stays.
     pub fn keep(mut self) {
-        self.state_dir = None;
+        self.path = None;
     }
 }
 
-impl Drop for Newborn<'_> {
+impl Drop for Newborn {
     fn drop(&mut self) {
-        if let Some(state_dir) = self.state_dir {
+        if let Some(path) = &self.path {
             for suffix in ["", "-wal", "-shm"] {
-                let _ = std::fs::remove_file(format!("{}{suffix}", state_dir.meta().display()));
+                let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
             }
         }
     }
 }
 
 /// Opens the store in `state_dir`, or makes a new filesystem there.
-pub fn open_or_create<'a>(
-    state_dir: &'a StateDir,
-    name: &str,
-    chunk_size: u64,
-) -> Result<(Meta, Option<Newborn<'a>>), Error> {
+pub fn open_or_create(state_dir: &StateDir, name: &str, chunk_size: u64) -> Result<(Meta, Option<Newborn>), Error> {
     let path = state_dir.meta();
     if path.exists() {
         return Ok((open(&path)?, None));
@@ -61,7 +58,7 @@ pub fn open_or_create<'a>(
     std::fs::rename(birth.join("meta.sqlite"), &path).map_err(failed)?;
     std::fs::remove_dir_all(&birth).map_err(failed)?;
     sync_directory(state_dir.path()).map_err(failed)?;
-    let newborn = Newborn { state_dir: Some(state_dir) };
+    let newborn = Newborn { path: Some(path.clone()) };
     Ok((open(&path)?, Some(newborn)))
 }
 

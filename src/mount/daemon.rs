@@ -1,0 +1,445 @@
+//! A mount from its start to its end.
+//!
+//! Owns: the order in which parts are made, started and stopped.
+//! Does not own: how a mount is ended (`ending`), answers (`served`).
+//!
+//! ```text
+//! checks (nothing touched) ─▶ lock ─▶ metadata ─▶ survey of all targets (nothing written to any)
+//!   ─▶ epoch ─▶ recovery ─▶ sealers, replication ─▶ FUSE ─▶ control socket, registry ─▶ ready
+//! session ended ─▶ drain the rest ─▶ replication ─▶ sealers ─▶ background threads ─▶ sync ─▶ exit
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::background::Readiness;
+use super::drain::{self, Goal};
+use super::ending::Ending;
+use super::live::{Live, LiveTarget};
+use super::nesting::{self, Place};
+use super::parts::Parts;
+use super::served::Served;
+use super::settings::Options;
+use super::state_dir::{self, StateDir};
+use super::tasks::Tasks;
+use super::{log, mountpoint, store, unmount};
+use crate::chunk::evict::Evictor;
+use crate::chunk::file::ChunkFiles;
+use crate::chunk::open::OpenFiles;
+use crate::chunk::space::{Limits, Space};
+use crate::clock;
+use crate::control::registry::{Entry, Registered, Registry};
+use crate::control::server::Server;
+use crate::control::{Error, ErrorKind, Unmounted, Wait};
+use crate::fuse;
+use crate::id::Epoch;
+use crate::meta::Meta;
+use crate::meta::target::{Configured, TargetRow};
+use crate::read::{Fetcher, Reader, Source};
+use crate::replication::contact::{self, Asked};
+use crate::replication::gate::{Gate, gate};
+use crate::vfs::Vfs;
+use crate::write::pipeline::Pipeline;
+use crate::write::slots::Rotation;
+use crate::write::{self, Files};
+
+/// How long targets are asked before a mount (T7).
+const SURVEY: Duration = Duration::from_secs(5);
+/// After SIGTERM, how long programs have to let go of the mount before it is taken away lazily (D7).
+const LET_GO: Duration = Duration::from_secs(5);
+/// How long the answer to `umount` has to reach its command before the process ends.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Mounts, serves until the end, and returns. Whoever waits for readiness is told, also of a failure.
+pub fn run(options: Options) -> Result<(), Error> {
+    let readiness = Readiness::new(options.background);
+    match Daemon::start(options) {
+        Ok(daemon) => {
+            let ready = readiness.ready(&log::path(daemon.state_dir.path()));
+            if let Err(error) = &ready {
+                tracing::error!(%error, "unmounting again");
+            } else {
+                // Fails only where no systemd asked for it.
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            }
+            daemon.serve(ready.is_err())
+        }
+        Err(error) => {
+            tracing::error!(%error, "not mounted");
+            readiness.failed(&error);
+            Err(error)
+        }
+    }
+}
+
+/// A mounted filesystem and everything that works for it.
+struct Daemon {
+    // Dropped in this order: the registry's entry first, the lock of the state directory last.
+    _registered: Registered,
+    session: fuse::Session,
+    server: Arc<Server>,
+    live: Arc<Live>,
+    ending: Arc<Ending>,
+    pipeline: Pipeline,
+    tasks: Tasks,
+    read_only: bool,
+    mountpoint: PathBuf,
+    runtime: Runtime,
+    state_dir: StateDir,
+}
+
+impl Daemon {
+    fn start(options: Options) -> Result<Daemon, Error> {
+        let Options { read_only, settings, .. } = options;
+        let mountpoint = mountpoint::check(&options.mountpoint, options.fuse.nonempty)?;
+        let state_path = match &options.state_dir {
+            Some(path) => std::path::absolute(path).map_err(|e| Error::new(ErrorKind::Usage, e.to_string()))?,
+            None => state_dir::default_path(&mountpoint)?,
+        };
+        check_nesting(&mountpoint, &state_path, &settings.targets)?;
+        state_dir::check_filesystem(&state_path, options.force)?;
+        raise_open_files();
+
+        let state_dir = StateDir::lock(&state_path)?;
+        log::start(&state_path, !options.background)
+            .map_err(|e| Error::failed(format!("write a log in {}: {e}", state_path.display())))?;
+        mountpoint::clear(&mountpoint)?;
+        let name = settings.name.clone().unwrap_or_else(|| default_name(&mountpoint));
+        let (meta, newborn) = store::open_or_create(&state_dir, &name, settings.chunk_size)?;
+        let meta = Arc::new(meta);
+        let rows = register(&meta, &settings.targets)?;
+
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(4)
+            .max_blocking_threads(32)
+            .thread_name("io")
+            .enable_all()
+            .build()
+            .map_err(|e| Error::failed(format!("start threads: {e}")))?;
+        let asked: Vec<Asked> = rows
+            .iter()
+            .zip(&settings.targets)
+            .map(|(row, target)| Asked { bit: row.bit, name: row.name.clone(), target: target.target.clone() })
+            .collect();
+        let seen = survey(&runtime, &meta, &asked)?;
+        let rebooted = if read_only { false } else { begin(&meta, seen)? };
+        if let Some(newborn) = newborn {
+            newborn.keep();
+        }
+
+        let internal = |e: crate::meta::Error| Error::failed(e.to_string());
+        let chunk_files = ChunkFiles::new(&state_path)
+            .map_err(|e| Error::failed(format!("make folders in {}: {e}", state_path.display())))?;
+        let open_files = Arc::new(OpenFiles::new(chunk_files));
+        let used = meta.chunk_file_bytes().map_err(internal)?;
+        let limits = Limits { used_max: settings.cache_limit.unwrap_or(u64::MAX), free_min: settings.reserve };
+        let space = Arc::new(Space::new(&state_path, limits, used));
+        let evictor = Arc::new(Evictor::new(meta.clone(), open_files.clone(), space.clone()));
+        let chunk_size = meta.chunk_size().map_err(internal)?;
+        let (files, queue) = Files::new(write::Options {
+            meta: meta.clone(),
+            open_files: open_files.clone(),
+            space: space.clone(),
+            evictor: evictor.clone(),
+        })
+        .map_err(internal)?;
+        meta.remove_all_orphans().map_err(internal)?;
+        let sealers = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
+        let threads_failed = |e: std::io::Error| Error::failed(format!("start threads: {e}"));
+        let pipeline = Pipeline::start(&files, queue, sealers, chunk_size).map_err(threads_failed)?;
+
+        let fetcher =
+            Fetcher::new(meta.clone(), open_files.clone(), space.clone(), evictor.clone(), runtime.handle().clone());
+        fetcher.set_sources(
+            rows.iter()
+                .zip(&settings.targets)
+                .map(|(row, target)| Source {
+                    bit: row.bit,
+                    name: row.name.clone(),
+                    target: target.target.clone(),
+                    priority: target.read_priority,
+                })
+                .collect(),
+        );
+        let reader = Reader::new(meta.clone(), files.clone(), open_files.clone(), evictor.clone(), fetcher, chunk_size);
+        let vfs = Arc::new(Vfs::new(reader, space.clone()).map_err(threads_failed)?);
+
+        let mut targets = Vec::new();
+        for row in &rows {
+            let (_keeper, watch) = gate(Gate::Unknown);
+            targets.push(LiveTarget { bit: row.bit, name: row.name.clone(), gate: watch });
+        }
+        let live = Arc::new(Live { meta: meta.clone(), files: files.clone(), space: space.clone(), targets });
+        let tasks = start_tasks(&runtime, &meta, &files, &space, &evictor).map_err(threads_failed)?;
+
+        let ending = Arc::new(Ending::new(if read_only { Duration::ZERO } else { settings.shutdown_timeout }));
+        let server = {
+            let _runtime = runtime.enter();
+            Server::bind(&state_path)
+                .map_err(|e| Error::failed(format!("make the control socket in {}: {e}", state_path.display())))?
+        };
+        let mut mount = options.fuse.mount.clone();
+        mount.source = meta.filesystem_text("name").map_err(internal)?;
+        mount.read_only |= read_only;
+        let session_options = fuse::session::Options { mount, runtime: runtime.handle().clone() };
+        let session = fuse::Session::start(vfs, &mountpoint, &session_options).map_err(mount_failed(&mountpoint))?;
+        let registered = Registry::of_user()
+            .register(&Entry {
+                mountpoint: mountpoint.as_path().into(),
+                state_dir: state_path.as_path().into(),
+                pid: std::process::id(),
+                name: session_options.mount.source.clone(),
+            })
+            .map_err(|e| {
+                let _ = unmount::unmount(&mountpoint, true);
+                Error::failed(format!("note the mount for \"tandemfs status\": {e}"))
+            })?;
+        let server = Arc::new(server);
+        let served = Served {
+            parts: live.clone(),
+            mountpoint: mountpoint.clone(),
+            state_dir: state_path,
+            read_only,
+            ending: ending.clone(),
+        };
+        {
+            let server = server.clone();
+            runtime.spawn(async move { server.serve(Arc::new(served)).await });
+        }
+        tracing::info!(mountpoint = %mountpoint.display(), name = session_options.mount.source, rebooted, "mounted");
+        Ok(Daemon {
+            _registered: registered,
+            session,
+            server,
+            live,
+            ending,
+            pipeline,
+            tasks,
+            read_only,
+            mountpoint,
+            runtime,
+            state_dir,
+        })
+    }
+
+    /// Serves until the mount is gone and targets had their time. `unwanted`: nobody waits for it, end at once.
+    fn serve(self, unwanted: bool) -> Result<(), Error> {
+        let Daemon { session, live, ending, mountpoint, runtime, read_only, server, .. } = &self;
+        let outcome = runtime.block_on(async {
+            let mut signals = Signals::new()?;
+            wait_unmounted(session, mountpoint, &mut signals, unwanted).await;
+            ending.set_unmounted();
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+            tracing::info!("unmounted");
+            let outcome = if *read_only {
+                Ok(Unmounted { seq: live.meta.head().0 })
+            } else {
+                tokio::select! {
+                    outcome = finish(live, ending) => outcome,
+                    () = ending.hand_over_asked() => Err(Error::failed("a new mount took over")),
+                    () = signals.next() => Err(Error::failed("ended by a signal")),
+                }
+            };
+            match &outcome {
+                Ok(_) => tracing::info!("every target is whole"),
+                Err(error) => tracing::warn!(%error, "ended before every target was whole; the next mount goes on"),
+            }
+            ending.set_outcome(outcome.clone());
+            server.quiesce(FAREWELL).await;
+            Ok::<_, Error>(outcome)
+        })?;
+        self.stop();
+        outcome.map(drop)
+    }
+
+    fn stop(self) {
+        self.pipeline.stop();
+        self.tasks.stop();
+        if let Err(error) = self.live.meta.sync() {
+            tracing::error!(%error, "the last sync of the metadata failed");
+        }
+        self.runtime.shutdown_timeout(Duration::from_secs(1));
+        drop(self.state_dir);
+    }
+}
+
+/// D4: nothing may contain anything else.
+fn check_nesting(mountpoint: &Path, state_dir: &Path, targets: &[super::settings::Target]) -> Result<(), Error> {
+    let failed = |e: std::io::Error| Error::failed(format!("look at the places of this mount: {e}"));
+    let mut places = vec![
+        Place::look("the mountpoint", mountpoint).map_err(failed)?,
+        Place::look("the state directory", state_dir).map_err(failed)?,
+    ];
+    for target in targets {
+        if let Some(directory) = &target.directory {
+            places.push(Place::look(format!("target {:?}", target.name), directory).map_err(failed)?);
+        }
+    }
+    nesting::check(&places)
+}
+
+fn default_name(mountpoint: &Path) -> String {
+    mountpoint.file_name().map_or_else(|| "tandemfs".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Thousands of chunk files may be open at a time; the soft limit of most sessions is 1,024.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum.map(|maximum| maximum.min(1 << 20));
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}
+
+fn register(meta: &Meta, targets: &[super::settings::Target]) -> Result<Vec<TargetRow>, Error> {
+    let configured: Vec<Configured> = targets
+        .iter()
+        .map(|target| Configured { name: target.name.clone(), uri: target.uri.clone(), id: None })
+        .collect();
+    let registered = meta.register_targets(&configured).map_err(|e| Error::failed(e.to_string()))?;
+    for row in &registered.absent {
+        tracing::warn!(target = row.name, "is not in the configuration; what it lacks stays here");
+    }
+    Ok(registered.configured)
+}
+
+/// Asks all targets who they are; a conflict refuses the mount (T7). Returns the highest epoch seen.
+fn survey(runtime: &Runtime, meta: &Meta, asked: &[Asked]) -> Result<Epoch, Error> {
+    let survey = runtime
+        .block_on(contact::survey(meta, asked, SURVEY))
+        .map_err(|e| Error::failed(format!("ask the targets who they are: {e}")))?;
+    let refusals = survey.refusals();
+    if refusals.is_empty() {
+        return Ok(survey.seen);
+    }
+    let reasons: Vec<&str> = refusals.iter().map(|(reason, _)| *reason).collect();
+    let hints: Vec<&str> = refusals.iter().map(|(_, hint)| *hint).collect();
+    Err(Error::failed(reasons.join("; ")).hint(hints.join("\n")))
+}
+
+/// Takes the epoch of this mount. Returns true if the machine started anew since the last one.
+fn begin(meta: &Meta, seen: Epoch) -> Result<bool, Error> {
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(|e| Error::failed(format!("read the boot id: {e}")))?;
+    let mounted = meta.begin_mount(seen, boot_id.trim()).map_err(|e| Error::failed(e.to_string()))?;
+    Ok(mounted.rebooted)
+}
+
+fn start_tasks(
+    runtime: &Runtime,
+    meta: &Arc<Meta>,
+    files: &Arc<Files>,
+    space: &Arc<Space>,
+    evictor: &Arc<Evictor>,
+) -> std::io::Result<Tasks> {
+    let mut tasks = Tasks::default();
+    let rotation = Rotation::default();
+    let ticked = files.clone();
+    tasks.every("rotate", Duration::from_millis(500), move || {
+        if let Err(error) = ticked.tick(&rotation) {
+            tracing::warn!(%error, "open files could not take their place in history, will be tried again");
+        }
+    })?;
+    let checkpointed = meta.clone();
+    tasks.every("wal", Duration::from_secs(1), move || {
+        if let Err(error) = checkpointed.checkpoint_wal() {
+            tracing::warn!(%error, "the metadata log could not be moved into the database, will be tried again");
+        }
+    })?;
+    let evictor = evictor.clone();
+    let thread = tasks.spawn("evict", move |stop| evictor.run(stop, Duration::from_secs(1)))?;
+    let space = space.clone();
+    runtime.spawn(async move {
+        loop {
+            space.pressure.notified().await;
+            thread.unpark();
+            // Under pressure every write notifies; the evictor needs no more than this.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    Ok(tasks)
+}
+
+fn mount_failed(mountpoint: &Path) -> impl Fn(std::io::Error) -> Error {
+    move |error| {
+        let failed = Error::failed(format!("mount {}: {error}", mountpoint.display()));
+        match error.kind() {
+            std::io::ErrorKind::NotFound => failed.hint("is there a /dev/fuse? load the module: modprobe fuse"),
+            std::io::ErrorKind::PermissionDenied => failed.hint("mount as root, or install fuse3 for fusermount3"),
+            _ => failed,
+        }
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals, Error> {
+        let of = |kind| signal(kind).map_err(|e| Error::failed(format!("handle signals: {e}")));
+        Ok(Signals { terminate: of(SignalKind::terminate())?, interrupt: of(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Waits until the mount is gone. After a signal takes it away itself: lazily when programs do not let go in time.
+async fn wait_unmounted(session: &fuse::Session, mountpoint: &Path, signals: &mut Signals, unwanted: bool) {
+    let look = Duration::from_millis(20);
+    let mut asked = unwanted.then(clock::instant);
+    let mut lazily_at = None;
+    while !session.has_ended() {
+        if let Some(since) = asked {
+            let lazy = unwanted || clock::instant().since(since) >= LET_GO;
+            match unmount::unmount(mountpoint, lazy) {
+                Ok(()) if lazy => lazily_at = lazily_at.or(Some(clock::instant())),
+                Ok(()) | Err(unmount::Error::Busy { .. }) => {}
+                Err(unmount::Error::Io(error)) => tracing::warn!(%error, "cannot unmount, will be tried again"),
+            }
+            // Out of the tree, but still in use: what programs write from here on is not waited for.
+            if lazily_at.is_some_and(|at| clock::instant().since(at) > Duration::from_secs(1)) {
+                return;
+            }
+        }
+        tokio::select! {
+            () = signals.next() => match asked {
+                None => {
+                    tracing::info!("asked to end by a signal");
+                    asked = Some(clock::instant());
+                }
+                Some(_) => {
+                    tracing::warn!("asked to end by a second signal: ending at once");
+                    std::process::exit(1);
+                }
+            },
+            () = tokio::time::sleep(look) => {}
+        }
+    }
+}
+
+/// Brings targets up to date after the mount is gone, as long as the ending allows.
+async fn finish(live: &Live, ending: &Ending) -> Result<Unmounted, Error> {
+    let seq = live.settle()?;
+    let goal = Goal { seq, wait: Wait::All, deadline: Some(clock::instant() + ending.rest()) };
+    match drain::drain(live, goal, None).await {
+        Ok(()) => Ok(Unmounted { seq: seq.0 }),
+        Err(error) => Err(Error {
+            message: format!("unmounted; {}", error.message),
+            hint: Some("what targets lack is safe in the state directory; mount again to go on".into()),
+            ..error
+        }),
+    }
+}

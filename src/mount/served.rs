@@ -1,0 +1,82 @@
+//! The daemon as `control` sees it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::drain::{self, Goal};
+use super::ending::{Ending, REST_AFTER_UMOUNT};
+use super::parts::Parts;
+use super::{answers, unmount};
+use crate::clock;
+use crate::control::protocol::{Phase, Whereis};
+use crate::control::{
+    Daemon, Error, ErrorKind, Flush, Flushed, Path, Progress, ProgressSender, Status, Umount, Unmounted, Wait,
+};
+
+/// Answers requests.
+pub struct Served {
+    pub parts: Arc<dyn Parts>,
+    pub mountpoint: PathBuf,
+    pub state_dir: PathBuf,
+    pub read_only: bool,
+    pub ending: Arc<Ending>,
+}
+
+#[async_trait]
+impl Daemon for Served {
+    async fn status(&self) -> Result<Status, Error> {
+        answers::status(&*self.parts, &self.mountpoint, &self.state_dir)
+    }
+
+    async fn whereis(&self, paths: Vec<Path>) -> Result<Vec<Whereis>, Error> {
+        answers::whereis(&*self.parts, &paths)
+    }
+
+    async fn flush(&self, request: Flush, progress: ProgressSender) -> Result<Flushed, Error> {
+        answers::flush(&*self.parts, request, progress).await
+    }
+
+    async fn umount(&self, request: Umount, progress: ProgressSender) -> Result<Unmounted, Error> {
+        if !self.read_only {
+            let deadline = request.timeout_seconds.map(|seconds| clock::instant() + Duration::from_secs(seconds));
+            let goal = Goal { seq: self.parts.settle()?, wait: Wait::All, deadline };
+            match drain::drain(&*self.parts, goal, Some(&progress)).await {
+                Ok(()) => self.ending.set_rest(REST_AFTER_UMOUNT),
+                // Whoever insists does not want to wait any longer.
+                Err(_) if request.force => self.ending.set_rest(Duration::ZERO),
+                Err(error) => return Err(error),
+            }
+        }
+        progress.send(Progress { phase: Phase::Unmounting, targets: Vec::new() });
+        let mountpoint = self.mountpoint.clone();
+        let unmounted = tokio::task::spawn_blocking(move || unmount::unmount(&mountpoint, request.force)).await;
+        match unmounted.map_err(|panic| Error::failed(panic.to_string()))? {
+            Ok(()) => self.ending.outcome().await,
+            Err(unmount::Error::Busy { users }) => Err(Error::new(
+                ErrorKind::Busy,
+                format!("{} is in use by {}", self.mountpoint.display(), users.join(", ")),
+            )
+            .hint("end these programs, or let them finish with it: tandemfs umount --force")),
+            Err(unmount::Error::Io(e)) => Err(Error::failed(format!("unmount {}: {e}", self.mountpoint.display()))),
+        }
+    }
+
+    async fn hand_over(&self) -> Result<(), Error> {
+        if !self.ending.is_unmounted() {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "state directory {} is in use: it is mounted at {}",
+                    self.state_dir.display(),
+                    self.mountpoint.display()
+                ),
+            )
+            .hint(format!("unmount it first: tandemfs umount {}", self.mountpoint.display())));
+        }
+        self.ending.ask_to_hand_over();
+        Ok(())
+    }
+}
