@@ -13,11 +13,15 @@
 //!
 //! Errors go to stderr: `error: what, which object, why`, then `hint: the next step`.
 
+mod check;
+mod configured;
 mod flush;
+mod mount;
 mod output;
 mod progress;
 mod reach;
 mod status;
+mod target;
 mod umount;
 mod whereis;
 
@@ -40,20 +44,26 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Mount(mount::Mount),
     Umount(umount::Umount),
     Flush(flush::Flush),
     Status(status::Status),
     Whereis(whereis::Whereis),
+    Check(check::Check),
+    Target(target::Target),
 }
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
+        Command::Mount(command) => command.run(),
         Command::Umount(command) => command.run(),
         Command::Flush(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Whereis(command) => command.run(),
+        Command::Check(command) => command.run(),
+        Command::Target(command) => command.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -19,11 +19,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::background::Readiness;
 use super::drain::{self, Goal};
 use super::ending::Ending;
-use super::live::{Live, LiveTarget};
+use super::live::Live;
 use super::nesting::{self, Place};
 use super::parts::Parts;
+use super::replication::Replication;
 use super::served::Served;
-use super::settings::Options;
+use super::settings::{Options, Target};
 use super::state_dir::{self, StateDir};
 use super::tasks::Tasks;
 use super::{log, mountpoint, store, unmount};
@@ -32,6 +33,7 @@ use crate::chunk::file::ChunkFiles;
 use crate::chunk::open::OpenFiles;
 use crate::chunk::space::{Limits, Space};
 use crate::clock;
+use crate::config::Config;
 use crate::control::registry::{Entry, Registered, Registry};
 use crate::control::server::Server;
 use crate::control::{Error, ErrorKind, Unmounted, Wait};
@@ -40,8 +42,8 @@ use crate::id::Epoch;
 use crate::meta::Meta;
 use crate::meta::target::{Configured, TargetRow};
 use crate::read::{Fetcher, Reader, Source};
+use crate::recovery::{self, strays};
 use crate::replication::contact::{self, Asked};
-use crate::replication::gate::{Gate, gate};
 use crate::vfs::Vfs;
 use crate::write::pipeline::Pipeline;
 use crate::write::slots::Rotation;
@@ -94,13 +96,14 @@ struct Daemon {
 
 impl Daemon {
     fn start(options: Options) -> Result<Daemon, Error> {
-        let Options { read_only, settings, .. } = options;
+        let Options { read_only, config, .. } = options;
+        let targets = Target::all(&config)?;
         let mountpoint = mountpoint::check(&options.mountpoint, options.fuse.nonempty)?;
         let state_path = match &options.state_dir {
             Some(path) => std::path::absolute(path).map_err(|e| Error::new(ErrorKind::Usage, e.to_string()))?,
             None => state_dir::default_path(&mountpoint)?,
         };
-        check_nesting(&mountpoint, &state_path, &settings.targets)?;
+        check_nesting(&mountpoint, &state_path, &targets)?;
         state_dir::check_filesystem(&state_path, options.force)?;
         raise_open_files();
 
@@ -108,10 +111,10 @@ impl Daemon {
         log::start(&state_path, !options.background)
             .map_err(|e| Error::failed(format!("write a log in {}: {e}", state_path.display())))?;
         mountpoint::clear(&mountpoint)?;
-        let name = settings.name.clone().unwrap_or_else(|| default_name(&mountpoint));
-        let (meta, newborn) = store::open_or_create(&state_dir, &name, settings.chunk_size)?;
+        let name = config.name.clone().unwrap_or_else(|| default_name(&mountpoint));
+        let (meta, newborn) = store::open_or_create(&state_dir, &name, config.chunk_size)?;
         let meta = Arc::new(meta);
-        let rows = register(&meta, &settings.targets)?;
+        let rows = register(&meta, &targets)?;
 
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(4)
@@ -122,8 +125,8 @@ impl Daemon {
             .map_err(|e| Error::failed(format!("start threads: {e}")))?;
         let asked: Vec<Asked> = rows
             .iter()
-            .zip(&settings.targets)
-            .map(|(row, target)| Asked { bit: row.bit, name: row.name.clone(), target: target.target.clone() })
+            .zip(&targets)
+            .map(|(row, target)| Asked { bit: row.bit, name: row.name.clone(), target: target.store.clone() })
             .collect();
         let seen = survey(&runtime, &meta, &asked)?;
         let rebooted = if read_only { false } else { begin(&meta, seen)? };
@@ -136,7 +139,7 @@ impl Daemon {
             .map_err(|e| Error::failed(format!("make folders in {}: {e}", state_path.display())))?;
         let open_files = Arc::new(OpenFiles::new(chunk_files));
         let used = meta.chunk_file_bytes().map_err(internal)?;
-        let limits = Limits { used_max: settings.cache_limit.unwrap_or(u64::MAX), free_min: settings.reserve };
+        let limits = Limits { used_max: config.cache.limit.unwrap_or(u64::MAX), free_min: config.cache.reserve };
         let space = Arc::new(Space::new(&state_path, limits, used));
         let evictor = Arc::new(Evictor::new(meta.clone(), open_files.clone(), space.clone()));
         let chunk_size = meta.chunk_size().map_err(internal)?;
@@ -156,27 +159,32 @@ impl Daemon {
             Fetcher::new(meta.clone(), open_files.clone(), space.clone(), evictor.clone(), runtime.handle().clone());
         fetcher.set_sources(
             rows.iter()
-                .zip(&settings.targets)
+                .zip(&targets)
                 .map(|(row, target)| Source {
                     bit: row.bit,
                     name: row.name.clone(),
-                    target: target.target.clone(),
-                    priority: target.read_priority,
+                    target: target.store.clone(),
+                    priority: target.config.read_priority,
                 })
                 .collect(),
         );
         let reader = Reader::new(meta.clone(), files.clone(), open_files.clone(), evictor.clone(), fetcher, chunk_size);
         let vfs = Arc::new(Vfs::new(reader, space.clone()).map_err(threads_failed)?);
 
-        let mut targets = Vec::new();
-        for row in &rows {
-            let (_keeper, watch) = gate(Gate::Unknown);
-            targets.push(LiveTarget { bit: row.bit, name: row.name.clone(), gate: watch });
+        let report = recovery::recover(&meta, &files, rebooted).map_err(internal)?;
+        if report != recovery::Report::default() {
+            tracing::info!(?report, "an earlier mount was interrupted; what it acknowledged goes on");
         }
-        let live = Arc::new(Live { meta: meta.clone(), files: files.clone(), space: space.clone(), targets });
-        let tasks = start_tasks(&runtime, &meta, &files, &space, &evictor).map_err(threads_failed)?;
+        let replication = if read_only {
+            Replication::none()
+        } else {
+            let _runtime = runtime.enter();
+            Replication::start(&meta, &files, asked).map_err(internal)?
+        };
+        let live = Arc::new(Live { meta: meta.clone(), files: files.clone(), space: space.clone(), replication });
+        let tasks = start_tasks(&runtime, &config, &live, &evictor).map_err(threads_failed)?;
 
-        let ending = Arc::new(Ending::new(if read_only { Duration::ZERO } else { settings.shutdown_timeout }));
+        let ending = Arc::new(Ending::new(if read_only { Duration::ZERO } else { config.shutdown_timeout }));
         let server = {
             let _runtime = runtime.enter();
             Server::bind(&state_path)
@@ -257,6 +265,7 @@ impl Daemon {
     }
 
     fn stop(self) {
+        self.runtime.block_on(self.live.replication.stop());
         self.pipeline.stop();
         self.tasks.stop();
         if let Err(error) = self.live.meta.sync() {
@@ -268,15 +277,15 @@ impl Daemon {
 }
 
 /// D4: nothing may contain anything else.
-fn check_nesting(mountpoint: &Path, state_dir: &Path, targets: &[super::settings::Target]) -> Result<(), Error> {
+fn check_nesting(mountpoint: &Path, state_dir: &Path, targets: &[Target]) -> Result<(), Error> {
     let failed = |e: std::io::Error| Error::failed(format!("look at the places of this mount: {e}"));
     let mut places = vec![
         Place::look("the mountpoint", mountpoint).map_err(failed)?,
         Place::look("the state directory", state_dir).map_err(failed)?,
     ];
     for target in targets {
-        if let Some(directory) = &target.directory {
-            places.push(Place::look(format!("target {:?}", target.name), directory).map_err(failed)?);
+        if let Some(directory) = target.directory() {
+            places.push(Place::look(format!("target {:?}", target.config.name), directory).map_err(failed)?);
         }
     }
     nesting::check(&places)
@@ -296,10 +305,10 @@ fn raise_open_files() {
     }
 }
 
-fn register(meta: &Meta, targets: &[super::settings::Target]) -> Result<Vec<TargetRow>, Error> {
+fn register(meta: &Meta, targets: &[Target]) -> Result<Vec<TargetRow>, Error> {
     let configured: Vec<Configured> = targets
         .iter()
-        .map(|target| Configured { name: target.name.clone(), uri: target.uri.clone(), id: None })
+        .map(|target| Configured { name: target.config.name.clone(), uri: target.config.uri.clone(), id: None })
         .collect();
     let registered = meta.register_targets(&configured).map_err(|e| Error::failed(e.to_string()))?;
     for row in &registered.absent {
@@ -330,22 +339,16 @@ fn begin(meta: &Meta, seen: Epoch) -> Result<bool, Error> {
     Ok(mounted.rebooted)
 }
 
-fn start_tasks(
-    runtime: &Runtime,
-    meta: &Arc<Meta>,
-    files: &Arc<Files>,
-    space: &Arc<Space>,
-    evictor: &Arc<Evictor>,
-) -> std::io::Result<Tasks> {
+fn start_tasks(runtime: &Runtime, config: &Config, live: &Live, evictor: &Arc<Evictor>) -> std::io::Result<Tasks> {
     let mut tasks = Tasks::default();
-    let rotation = Rotation::default();
-    let ticked = files.clone();
+    let rotation = Rotation { synced_after: config.rotate_synced, after: config.rotate };
+    let ticked = live.files.clone();
     tasks.every("rotate", Duration::from_millis(500), move || {
         if let Err(error) = ticked.tick(&rotation) {
             tracing::warn!(%error, "open files could not take their place in history, will be tried again");
         }
     })?;
-    let checkpointed = meta.clone();
+    let checkpointed = live.meta.clone();
     tasks.every("wal", Duration::from_secs(1), move || {
         if let Err(error) = checkpointed.checkpoint_wal() {
             tracing::warn!(%error, "the metadata log could not be moved into the database, will be tried again");
@@ -353,7 +356,13 @@ fn start_tasks(
     })?;
     let evictor = evictor.clone();
     let thread = tasks.spawn("evict", move |stop| evictor.run(stop, Duration::from_secs(1)))?;
-    let space = space.clone();
+    let (meta, files) = (live.meta.clone(), live.files.clone());
+    tasks.spawn("strays", move |_| match strays::quarantine(&meta, files.chunk_files(), files.first_session()) {
+        Ok(0) => {}
+        Ok(moved) => tracing::warn!(moved, "local files that nobody knows were moved to quarantine"),
+        Err(error) => tracing::warn!(%error, "local files that nobody knows could not be looked for"),
+    })?;
+    let space = live.space.clone();
     runtime.spawn(async move {
         loop {
             space.pressure.notified().await;

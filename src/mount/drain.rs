@@ -36,7 +36,7 @@ pub struct Goal {
 /// Waits until the goal is reached. Gives up at the deadline ([`ErrorKind::Timeout`]), or at once when a target that is
 /// needed can never get there because another writer holds it.
 pub async fn drain(parts: &dyn Parts, goal: Goal, progress: Option<&ProgressSender>) -> Result<(), Error> {
-    let _hurry = parts.hurry();
+    let _hurry = parts.hurry(goal.seq);
     let mut report_at = Instant::START;
     loop {
         let rows = parts.meta().targets().map_err(|e| Error::failed(e.to_string()))?;
@@ -70,7 +70,7 @@ pub async fn drain(parts: &dyn Parts, goal: Goal, progress: Option<&ProgressSend
 /// Waits until everything up to the goal survives a power cut: every slot is filled, which happens after its bytes are
 /// synced (S2), and the log of the metadata is synced.
 pub async fn until_durable(parts: &dyn Parts, goal: Goal) -> Result<(), Error> {
-    let _hurry = parts.hurry();
+    let _hurry = parts.hurry(goal.seq);
     let failed = |e: crate::meta::Error| Error::failed(e.to_string());
     while parts.meta().has_open_slot(goal.seq).map_err(failed)? {
         if goal.deadline.is_some_and(|deadline| clock::instant() >= deadline) {

@@ -3,35 +3,21 @@
 use std::sync::Arc;
 
 use super::parts::{Dirty, Parts};
+use super::replication::Replication;
 use crate::chunk::space::Space;
 use crate::control::Error;
 use crate::control::status::{Attention, Cache, Health};
 use crate::id::{InodeId, Seq, TargetBit};
 use crate::meta::Meta;
-use crate::replication::gate::{Gate, GateWatch};
+use crate::replication::gate::Gate;
 use crate::write::Files;
-
-/// One target of a mount.
-#[derive(Debug)]
-pub struct LiveTarget {
-    pub bit: TargetBit,
-    pub name: String,
-    pub gate: GateWatch,
-}
 
 /// The running parts.
 pub struct Live {
     pub meta: Arc<Meta>,
     pub files: Arc<Files>,
     pub space: Arc<Space>,
-    /// In the order of the configuration.
-    pub targets: Vec<LiveTarget>,
-}
-
-impl Live {
-    fn target(&self, bit: TargetBit) -> Option<&LiveTarget> {
-        self.targets.iter().find(|target| target.bit == bit)
-    }
+    pub replication: Replication,
 }
 
 impl Parts for Live {
@@ -40,22 +26,15 @@ impl Parts for Live {
     }
 
     fn gate(&self, bit: TargetBit) -> Gate {
-        self.target(bit).map(|target| target.gate.state()).unwrap_or_default()
+        self.replication.gate(bit)
     }
 
-    fn health(&self, _bit: TargetBit) -> (Health, Option<String>) {
-        (Health::Healthy, None)
+    fn health(&self, bit: TargetBit) -> (Health, Option<String>) {
+        self.replication.health(bit)
     }
 
     fn complaint(&self, bit: TargetBit) -> Option<(String, String)> {
-        let Some(target) = self.target(bit) else {
-            let reason = "it is not in the configuration of this mount".to_owned();
-            return Some((reason, "mount with all targets; what it lacks stays here meanwhile".into()));
-        };
-        match target.gate.state() {
-            Gate::Blocked { reason, hint } | Gate::Fenced { reason, hint } => Some((reason, hint)),
-            Gate::Open | Gate::Unknown => None,
-        }
+        self.replication.complaint(bit)
     }
 
     fn settle(&self) -> Result<Seq, Error> {
@@ -67,8 +46,8 @@ impl Parts for Live {
         Dirty { files: uncommitted.unplaced, bytes: uncommitted.bytes }
     }
 
-    fn hurry(&self) -> Box<dyn Send + '_> {
-        Box::new(self.files.hurry())
+    fn hurry(&self, seq: Seq) -> Box<dyn Send + '_> {
+        Box::new((self.files.hurry(), self.replication.hurry(seq)))
     }
 
     fn cache(&self) -> Result<Cache, Error> {

@@ -15,6 +15,7 @@ pub mod log;
 pub mod mountpoint;
 pub mod nesting;
 pub mod parts;
+pub mod replication;
 pub mod served;
 pub mod settings;
 pub mod state_dir;

@@ -38,8 +38,9 @@ pub trait Parts: Send + Sync {
     /// What is dirty now; of one inode, or all.
     fn dirty(&self, inode: Option<InodeId>) -> Dirty;
 
-    /// While the guard lives, nothing waits for company: neither small files (S9) nor records (T2).
-    fn hurry(&self) -> Box<dyn Send + '_>;
+    /// While the guard lives, somebody waits for history up to `seq`: neither small files (S9) nor records (T2) wait for
+    /// company.
+    fn hurry(&self, seq: Seq) -> Box<dyn Send + '_>;
 
     /// Local bytes.
     fn cache(&self) -> Result<Cache, Error>;
@@ -128,7 +129,7 @@ pub(super) mod testing {
             self.dirty
         }
 
-        fn hurry(&self) -> Box<dyn Send + '_> {
+        fn hurry(&self, _: Seq) -> Box<dyn Send + '_> {
             Box::new(())
         }
 

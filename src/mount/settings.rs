@@ -1,9 +1,10 @@
 //! What a mount is started with.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::fuse_options::FuseOptions;
+use crate::config::{self, Config, Location, TargetConfig};
+use crate::control::{Error, ErrorKind};
 use crate::target::DynTarget;
 
 /// The arguments of a mount.
@@ -19,35 +20,37 @@ pub struct Options {
     /// Report readiness over stdout and give up the terminal.
     pub background: bool,
     pub fuse: FuseOptions,
-    pub settings: Settings,
+    pub config: Config,
 }
 
-/// The configuration.
-#[derive(Debug)]
-pub struct Settings {
-    /// Of a new filesystem; `None` = the last part of the mountpoint.
-    pub name: Option<String>,
-    /// Bytes, for a new filesystem.
-    pub chunk_size: u64,
-    /// Bytes of chunk files; `None` = what the disk holds.
-    pub cache_limit: Option<u64>,
-    /// Bytes that stay free on the disk for metadata.
-    pub reserve: u64,
-    /// How long a daemon whose mount went away goes on bringing targets up to date (D7).
-    pub shutdown_timeout: Duration,
-    /// At least one.
-    pub targets: Vec<Target>,
-}
-
-/// A configured target.
+/// A configured target with its store.
 #[derive(Debug)]
 pub struct Target {
-    pub name: String,
-    /// Without secrets.
-    pub uri: String,
-    pub target: DynTarget,
-    /// Of two targets equally well, the one with the lower number is read first.
-    pub read_priority: u32,
+    pub config: TargetConfig,
+    pub store: DynTarget,
+}
+
+impl Target {
+    /// The targets of a configuration. Nothing is contacted or created.
+    pub fn all(config: &Config) -> Result<Vec<Target>, Error> {
+        config
+            .targets
+            .iter()
+            .map(|target| Ok(Target { config: target.clone(), store: config::build(target)? }))
+            .collect()
+    }
+
     /// Of a directory target, for D4.
-    pub directory: Option<PathBuf>,
+    pub fn directory(&self) -> Option<&std::path::Path> {
+        match &self.config.location {
+            Location::Directory(path) => Some(path),
+            _ => None,
+        }
+    }
+}
+
+impl From<config::Error> for Error {
+    fn from(error: config::Error) -> Error {
+        Error { kind: ErrorKind::Usage, message: error.to_string(), hint: error.hint }
+    }
 }
