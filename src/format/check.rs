@@ -6,6 +6,7 @@
 use super::bytes::check_name;
 use super::record::{Change, Content, Dentry, Extent, Record, VoidReason, Xattr};
 use super::{CHUNK_BYTES_MAX, FORMAT};
+use crate::clock::Timestamp;
 use crate::id::{InodeId, NUMBER_MAX};
 
 /// Bytes of the longest name of an extended attribute (`XATTR_NAME_MAX`).
@@ -17,22 +18,21 @@ const SYMLINK_MAX: usize = 4095;
 
 type Checked = Result<(), String>;
 
-/// Checks that a record obeys the format; the error says which rule it breaks. Times are not looked at: writers move
-/// them into the range that a record can carry.
-pub fn check(record: &Record) -> Result<(), String> {
+/// Checks a record; the error says which rule it breaks.
+pub(super) fn check(record: &Record) -> Checked {
     const { assert!(FORMAT == 1, "a new format needs its own rules") };
     positive("seq", record.seq.0)?;
     match &record.change {
-        Change::Mkdir { parent, name, ino, mode, xattrs, .. } => {
-            check_birth(*parent, name, *ino)?;
+        Change::Mkdir { parent, name, ino, mode, time, xattrs, .. } => {
+            check_birth(*parent, name, *ino, *time)?;
             check_mode(*mode)?;
             if mode & libc::S_IFMT != libc::S_IFDIR {
                 return Err(format!("mode {mode:o} is not of a directory"));
             }
             xattrs.iter().try_for_each(check_xattr)
         }
-        Change::Create { parent, name, ino, mode, rdev, xattrs, .. } => {
-            check_birth(*parent, name, *ino)?;
+        Change::Create { parent, name, ino, mode, rdev, time, xattrs, .. } => {
+            check_birth(*parent, name, *ino, *time)?;
             check_mode(*mode)?;
             match mode & libc::S_IFMT {
                 libc::S_IFCHR | libc::S_IFBLK => {}
@@ -46,44 +46,55 @@ pub fn check(record: &Record) -> Result<(), String> {
         Change::Void { ino, generation, why } => {
             positive("ino", ino.0)?;
             number("gen", generation.0)?;
-            if let VoidReason::Lost { size, .. } = why {
+            if let VoidReason::Lost { size, mtime, ctime } = why {
                 number("size", *size)?;
+                check_time("mtime", *mtime)?;
+                check_time("ctime", *ctime)?;
             }
             Ok(())
         }
-        Change::Symlink { parent, name, ino, target, .. } => {
-            check_birth(*parent, name, *ino)?;
+        Change::Symlink { parent, name, ino, target, time, .. } => {
+            check_birth(*parent, name, *ino, *time)?;
             if target.is_empty() || target.len() > SYMLINK_MAX || target.contains(&0) {
                 return Err("target is empty, too long or contains NUL".into());
             }
             Ok(())
         }
-        Change::Link { parent, name, ino, .. }
-        | Change::Unlink { parent, name, ino, .. }
-        | Change::Rmdir { parent, name, ino, .. } => check_birth(*parent, name, *ino),
-        Change::Rename { from, to, ino, replaced, .. } => {
+        Change::Link { parent, name, ino, time }
+        | Change::Unlink { parent, name, ino, time }
+        | Change::Rmdir { parent, name, ino, time } => check_birth(*parent, name, *ino, *time),
+        Change::Rename { from, to, ino, replaced, time, .. } => {
             check_dentry(from)?;
             check_dentry(to)?;
             not_root(*ino)?;
-            replaced.map_or(Ok(()), not_root)
+            replaced.map_or(Ok(()), not_root)?;
+            check_time("time", *time)
         }
-        Change::Exchange { a, b, .. } => [a, b].into_iter().try_for_each(|(dentry, ino)| {
-            check_dentry(dentry)?;
-            not_root(*ino)
-        }),
-        Change::Setattr { ino, mode, .. } => {
+        Change::Exchange { a, b, time } => {
+            for (dentry, ino) in [a, b] {
+                check_dentry(dentry)?;
+                not_root(*ino)?;
+            }
+            check_time("time", *time)
+        }
+        Change::Setattr { ino, mode, atime, mtime, ctime, .. } => {
             positive("ino", ino.0)?;
-            mode.map_or(Ok(()), check_mode)
+            mode.map_or(Ok(()), check_mode)?;
+            atime.map_or(Ok(()), |time| check_time("atime", time))?;
+            mtime.map_or(Ok(()), |time| check_time("mtime", time))?;
+            check_time("ctime", *ctime)
         }
-        Change::Setxattr { ino, name, value, mode, .. } => {
+        Change::Setxattr { ino, name, value, mode, ctime } => {
             positive("ino", ino.0)?;
             check_xattr_name(name)?;
             check_xattr_value(value)?;
-            mode.map_or(Ok(()), check_mode)
+            mode.map_or(Ok(()), check_mode)?;
+            check_time("ctime", *ctime)
         }
-        Change::Removexattr { ino, name, .. } => {
+        Change::Removexattr { ino, name, ctime } => {
             positive("ino", ino.0)?;
-            check_xattr_name(name)
+            check_xattr_name(name)?;
+            check_time("ctime", *ctime)
         }
         Change::Repack { chunks, moves, .. } => {
             check_chunks(chunks)?;
@@ -93,33 +104,12 @@ pub fn check(record: &Record) -> Result<(), String> {
     }
 }
 
-/// Checks the times of a record that was read: a writer moves them into this range. Nanoseconds are in range by the type.
-pub(super) fn check_times(change: &Change) -> Checked {
-    let times = match change {
-        Change::Mkdir { time, .. }
-        | Change::Create { time, .. }
-        | Change::Symlink { time, .. }
-        | Change::Link { time, .. }
-        | Change::Rename { time, .. }
-        | Change::Exchange { time, .. }
-        | Change::Unlink { time, .. }
-        | Change::Rmdir { time, .. } => [Some(*time), None, None],
-        Change::Content(content) => [Some(content.mtime), Some(content.ctime), None],
-        Change::Void { why: VoidReason::Lost { mtime, ctime, .. }, .. } => [Some(*mtime), Some(*ctime), None],
-        Change::Setattr { atime, mtime, ctime, .. } => [*atime, *mtime, Some(*ctime)],
-        Change::Setxattr { ctime, .. } | Change::Removexattr { ctime, .. } => [Some(*ctime), None, None],
-        Change::Void { .. } | Change::Repack { .. } => [None; 3],
-    };
-    match times.into_iter().flatten().find(|time| time.secs().unsigned_abs() > NUMBER_MAX) {
-        Some(time) => Err(format!("a time of {} s is not below 2^53", time.secs())),
-        None => Ok(()),
-    }
-}
-
 fn check_content(content: &Content) -> Checked {
     positive("ino", content.ino.0)?;
     number("gen", content.generation.0)?;
     number("size", content.size)?;
+    check_time("mtime", content.mtime)?;
+    check_time("ctime", content.ctime)?;
     content.mode.map_or(Ok(()), check_mode)?;
     if let Some((k, of)) = content.part
         && !(1..=of).contains(&k)
@@ -187,10 +177,11 @@ fn range_end(key: &str, offset: u64, length: u64) -> Result<u64, String> {
 }
 
 /// What records that name one inode in one directory have in common.
-fn check_birth(parent: InodeId, name: &[u8], ino: InodeId) -> Checked {
+fn check_birth(parent: InodeId, name: &[u8], ino: InodeId, time: Timestamp) -> Checked {
     positive("parent", parent.0)?;
     check_name(name).map_err(|e| e.to_string())?;
-    not_root(ino)
+    not_root(ino)?;
+    check_time("time", time)
 }
 
 fn check_dentry(dentry: &Dentry) -> Checked {
@@ -213,6 +204,14 @@ fn positive(key: &str, value: u64) -> Checked {
 
 fn number(key: &str, value: u64) -> Checked {
     if value > NUMBER_MAX { Err(format!("{key} {value} is not below 2^53")) } else { Ok(()) }
+}
+
+/// Nanoseconds are in range by the type.
+fn check_time(key: &str, time: Timestamp) -> Checked {
+    if time.secs().unsigned_abs() > NUMBER_MAX {
+        return Err(format!("{key} {} s is not below 2^53", time.secs()));
+    }
+    Ok(())
 }
 
 fn check_mode(mode: u32) -> Checked {
@@ -238,7 +237,6 @@ fn check_xattr_value(value: &[u8]) -> Checked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Timestamp;
     use crate::id::{ChunkHash, Generation, Seq};
 
     fn content(chunks: &[u64], extents: &[(u64, u64, u32, u64)], zero: &[(u64, u64)]) -> Checked {

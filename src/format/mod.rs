@@ -31,7 +31,6 @@ pub(crate) mod arbitrary;
 #[cfg(test)]
 mod golden;
 
-pub use check::check;
 pub use error::{Error, Result};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -266,32 +266,6 @@ impl Tx<'_> {
         Ok(placed)
     }
 
-    /// Takes a target's bit away again: it was found without the chunk, or with wrong bytes. Returns whether it had the bit.
-    pub fn unplace(&mut self, bit: TargetBit, chunk: ChunkId) -> Result<bool> {
-        let Some(row) = self.find_chunk_bits(chunk)? else { return Ok(false) };
-        if row.placed & bit.mask() == 0 {
-            return Ok(false);
-        }
-        let pinning = self.pinning_mask()?;
-        let placed = row.placed & !bit.mask();
-        let incomplete = placed & pinning != pinning;
-        self.conn()
-            .prepare_cached(
-                "UPDATE chunk SET placed = placed & ~?2, claimed = claimed & ~?2, incomplete = ?3 WHERE id = ?1",
-            )?
-            .execute(params![chunk, bit.mask() as i64, incomplete])?;
-        self.conn()
-            .prepare_cached(
-                "UPDATE tally SET placed_chunks = placed_chunks - 1, placed_bytes = placed_bytes - ?2 WHERE bit = ?1",
-            )?
-            .execute(params![bit, row.length as i64])?;
-        // A complete chunk becomes incomplete for all that lack it; of an incomplete one only this target is new.
-        let lacking = pinning & !placed;
-        self.shift_pending(if row.incomplete { lacking & bit.mask() } else { lacking }, 1, row.length)?;
-        self.chunks_added();
-        Ok(true)
-    }
-
     /// Clears `incomplete` of those chunks that are dead and that every pinning target either has or does not need (T5).
     pub fn release(&mut self, chunks: &[ChunkId]) -> Result<u64> {
         let targets: Vec<_> = target::rows(self.conn())?.into_iter().filter(|row| row.mode.pins()).collect();

@@ -1,7 +1,7 @@
 //! Recovery, at every mount: what an earlier mount acknowledged and did not commit goes on.
 //!
 //! Owns: evidence about sessions that have a row, the decision what counts of each, handing them to the sealers; files that
-//! no row knows ([`strays`]).
+//! no row knows ([`strays`]); that inodes without a name go.
 //! Does not own: sealing (`write`), rows (`meta`).
 //!
 //! ```text
@@ -29,6 +29,8 @@ pub struct Report {
     pub lost: usize,
     /// Sessions of inodes that have no name any more.
     pub discarded: usize,
+    /// Inodes without a name that programs still held then: removed now, when nobody can.
+    pub orphans: usize,
 }
 
 /// Recovers all sessions. `rebooted`: the machine was started anew since the last mount, so that only synced bytes count
@@ -46,5 +48,6 @@ pub fn recover(meta: &Meta, files: &Arc<Files>, rebooted: bool) -> Result<Report
         plans.push((evidence.row, plan));
     }
     apply::apply(meta, files, plans)?;
+    report.orphans = meta.remove_all_orphans()?;
     Ok(report)
 }

@@ -158,11 +158,6 @@ impl Driver {
         Ok(self.uploader.peers.iter().filter_map(of).collect())
     }
 
-    /// Health, gate and flights of one target.
-    pub fn view(&self, bit: TargetBit) -> Option<View> {
-        self.views.lock().get(&bit).cloned()
-    }
-
     /// What was found wrong with copies in this mount, and how many findings there were.
     pub fn findings(&self) -> (Vec<Finding>, u64) {
         self.uploader.findings.all()

@@ -118,25 +118,6 @@ pub struct View {
     pub drained: bool,
 }
 
-impl View {
-    /// What hinders the target now, and what to do about it.
-    pub fn complaint(&self) -> Option<(String, String)> {
-        if let Gate::Blocked { reason, hint } | Gate::Fenced { reason, hint } = &self.gate {
-            return Some((reason.clone(), hint.clone()));
-        }
-        match (&self.last_failure, self.health) {
-            (Some(failure), State::Suspect | State::Down | State::Probing | State::Blocked) => {
-                Some((failure.message.clone(), failure.hint().to_owned()))
-            }
-            _ if self.unsendable > 0 => Some((
-                format!("{} chunks have no readable copy here or on another target", self.unsendable),
-                "see the findings in the log; the files that they belong to are damaged".to_owned(),
-            )),
-            _ => None,
-        }
-    }
-}
-
 #[derive(Debug, Clone)]
 struct TargetState {
     gate: Gate,

@@ -13,8 +13,8 @@ use crate::id::InodeId;
 use crate::meta::attr::AttributeChange;
 use crate::meta::inode::Inode;
 
-/// The largest size of a file.
-const SIZE_MAX: u64 = crate::write::io::SIZE_MAX;
+/// The largest size of a file that `off_t` can say.
+const SIZE_MAX: u64 = i64::MAX as u64;
 
 /// A time that `utimensat` sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

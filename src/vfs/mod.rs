@@ -16,6 +16,8 @@ pub mod readdir;
 pub mod remove;
 pub mod rename;
 pub mod statfs;
+#[cfg(test)]
+mod tests;
 pub mod xattr;
 
 use std::sync::{Arc, OnceLock};

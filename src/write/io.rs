@@ -13,8 +13,8 @@ use crate::clock::{self, Timestamp};
 use crate::id::InodeId;
 use crate::meta::Result;
 
-/// The largest file: a longer one could not stand in a record, where numbers are below 2^53 (FORMATS.md).
-pub const SIZE_MAX: u64 = crate::id::NUMBER_MAX;
+/// The largest file: what `loff_t` can say.
+pub const SIZE_MAX: u64 = i64::MAX as u64;
 
 /// A range of a read and where its bytes are.
 #[derive(Debug, Clone)]

@@ -179,18 +179,6 @@ fn a_revived_chunk_is_needed_again_by_whoever_lacks_it() {
 }
 
 #[test]
-fn a_chunk_that_a_target_lost_is_incomplete_again() {
-    let store = Store::new(2);
-    let chunk = store.commit(10);
-    store.meta.place(bit(0), &[chunk]).unwrap();
-    store.meta.place(bit(1), &[chunk]).unwrap();
-    assert!(store.meta.write(|tx| tx.unplace(bit(0), chunk)).unwrap());
-    assert!(!store.meta.write(|tx| tx.unplace(bit(0), chunk)).unwrap());
-    assert_eq!((store.todo(bit(0)), store.todo(bit(1))), (vec![chunk.0], vec![]));
-    store.check();
-}
-
-#[test]
 fn a_page_is_bounded_and_the_walk_goes_on_after_it() {
     let store = Store::new(1);
     for _ in 0..5 {
@@ -231,7 +219,6 @@ fn locations_name_file_and_range_in_order_of_the_chunk() {
 enum Op {
     Commit(u64),
     Place(u8, u64),
-    Unplace(u8, u64),
     Kill(u64, u64),
     Revive(u64),
     Release(u64),
@@ -244,7 +231,6 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         (1..100u64).prop_map(Op::Commit),
         (target.clone(), chunk.clone()).prop_map(|(t, c)| Op::Place(t, c)),
-        (target.clone(), chunk.clone()).prop_map(|(t, c)| Op::Unplace(t, c)),
         (chunk.clone(), seq.clone()).prop_map(|(c, s)| Op::Kill(c, s)),
         chunk.clone().prop_map(Op::Revive),
         chunk.prop_map(Op::Release),
@@ -264,7 +250,6 @@ proptest! {
             match op {
                 Op::Commit(length) => { store.commit(length); chunks += 1; }
                 Op::Place(t, c) => { store.meta.place(bit(t), &[ChunkId(c)]).unwrap(); }
-                Op::Unplace(t, c) => { store.meta.write(|tx| tx.unplace(bit(t), ChunkId(c))).unwrap(); }
                 Op::Kill(c, s) => store.kill(ChunkId(c), Seq(s)),
                 Op::Revive(c) if c <= chunks => store.revive(ChunkId(c)),
                 Op::Revive(_) => {}

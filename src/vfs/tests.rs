@@ -1,0 +1,450 @@
+//! The filesystem without a kernel: names, open files and content together, against a model and rule by rule.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rustix::io::Errno;
+
+use super::attr::{SetAttributes, SetTime};
+use super::rename::RenameMode;
+use super::xattr::Targets;
+use super::{Caller, Result, Vfs};
+use crate::chunk::evict::Evictor;
+use crate::chunk::file::ChunkFiles;
+use crate::chunk::open::OpenFiles;
+use crate::chunk::space::{Limits, Space};
+use crate::clock::{self, Timestamp};
+use crate::format::record::Change;
+use crate::id::{Epoch, FilesystemId, InodeId, Seq};
+use crate::meta::{self, Created, Meta, journal};
+use crate::read::{Fetcher, Outcome, Reader};
+use crate::write::io::Fallocate;
+use crate::write::pipeline::Pipeline;
+use crate::write::{self, Files};
+
+const CHUNK: u64 = 64 << 10;
+const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+const USER: Caller = Caller { uid: 1000, gid: 1000, pid: 0 };
+
+/// A filesystem without kernel and targets.
+struct Rig {
+    vfs: Arc<Vfs>,
+    pipeline: Option<Pipeline>,
+    _runtime: tokio::runtime::Runtime,
+    _dir: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let dir = tempfile::tempdir().unwrap();
+        let time = clock::now();
+        let created = Created { filesystem: FilesystemId::random(), name: "t".into(), chunk_size: CHUNK, time };
+        let meta = Arc::new(Meta::create(&dir.path().join("meta.sqlite"), &created).unwrap());
+        meta.write(|tx| tx.make_root(0o755, 0, 0, time)).unwrap();
+        meta.begin_mount(Epoch(0), "boot").unwrap();
+        let (vfs, pipeline, runtime) = Rig::assemble(dir.path(), meta);
+        Rig { vfs: Arc::new(vfs), pipeline: Some(pipeline), _runtime: runtime, _dir: dir }
+    }
+
+    fn assemble(dir: &Path, meta: Arc<Meta>) -> (Vfs, Pipeline, tokio::runtime::Runtime) {
+        let open_files = Arc::new(OpenFiles::new(ChunkFiles::new(dir).unwrap()));
+        let space = Arc::new(Space::new(dir, Limits { used_max: 1 << 40, free_min: 0 }, 0));
+        let evictor = Arc::new(Evictor::new(meta.clone(), open_files.clone(), space.clone()));
+        let (files, queue) = Files::new(write::Options {
+            meta: meta.clone(),
+            open_files: open_files.clone(),
+            space: space.clone(),
+            evictor: evictor.clone(),
+        })
+        .unwrap();
+        let pipeline = Pipeline::start(&files, queue, 1, CHUNK).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let fetcher =
+            Fetcher::new(meta.clone(), open_files.clone(), space.clone(), evictor.clone(), runtime.handle().clone());
+        let reader = Reader::new(meta, files, open_files, evictor, fetcher, CHUNK);
+        (Vfs::new(reader, space).unwrap(), pipeline, runtime)
+    }
+
+    fn create(&self, name: &str) -> Result<InodeId> {
+        let flags = libc::O_RDWR | libc::O_CREAT;
+        let (attributes, _) = self.vfs.create(&ROOT, InodeId::ROOT, name.as_bytes(), 0o644, 0o022, flags)?;
+        Ok(attributes.inode.ino)
+    }
+
+    fn close(&self, ino: InodeId) {
+        self.vfs.flush(ino).unwrap();
+        self.vfs.release(ino).unwrap();
+    }
+
+    fn write(&self, ino: InodeId, offset: u64, data: &[u8]) {
+        self.vfs.write_now(ino, 1, offset, data).unwrap();
+    }
+
+    fn read(&self, ino: InodeId) -> Vec<u8> {
+        let mut buffer = Vec::new();
+        match self.vfs.read(ino, 0, 1 << 20, &mut buffer).unwrap() {
+            Outcome::Ready => buffer,
+            Outcome::Pending(_) => panic!("everything is local"),
+        }
+    }
+
+    fn rename(&self, from: &str, to: &str, mode: RenameMode) -> Result<()> {
+        self.vfs.rename((InodeId::ROOT, from.as_bytes()), (InodeId::ROOT, to.as_bytes()), mode)
+    }
+
+    fn settle(&self) {
+        assert!(self.vfs.files().wait_settled(clock::instant() + Duration::from_secs(20)), "sessions are committed");
+    }
+
+    /// What the journal holds after `after`, by kind; an open slot is "slot".
+    fn journal(&self, after: Seq) -> Vec<&'static str> {
+        let rows: Vec<(Seq, Option<Vec<u8>>)> = self
+            .vfs
+            .meta()
+            .read(|conn| {
+                let mut select = conn.prepare("SELECT seq, body FROM journal WHERE seq > ?1 ORDER BY seq")?;
+                let rows = select.query_map([after], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })
+            .unwrap();
+        let kind = |(seq, body): (Seq, Option<Vec<u8>>)| match body.map(|body| journal::decode(seq, &body).unwrap()) {
+            None => "slot",
+            Some(record) => match record.change {
+                Change::Content(_) => "slot",
+                Change::Rename { .. } => "rename",
+                Change::Exchange { .. } => "exchange",
+                Change::Link { .. } => "link",
+                _ => "other",
+            },
+        };
+        rows.into_iter().map(kind).collect()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if let Some(pipeline) = self.pipeline.take() {
+            pipeline.stop();
+        }
+    }
+}
+
+#[test]
+fn o1_a_dirty_file_takes_its_slot_before_the_record_that_names_it() {
+    let rig = Rig::new();
+    let ino = rig.create("a").unwrap();
+    rig.write(ino, 0, b"new");
+    let head = rig.vfs.meta().head();
+    rig.rename("a", "b", RenameMode::Replace).unwrap();
+    assert_eq!(rig.journal(head), ["slot", "rename"]);
+    rig.rename("b", "c", RenameMode::Replace).unwrap();
+    assert_eq!(rig.journal(head), ["slot", "rename", "rename"], "clean since the slot");
+    rig.write(ino, 3, b"er");
+    let head = rig.vfs.meta().head();
+    rig.vfs.link(ino, InodeId::ROOT, b"d").unwrap();
+    assert_eq!(rig.journal(head), ["slot", "link"]);
+    let other = rig.create("e").unwrap();
+    rig.write(ino, 0, b"x");
+    rig.write(other, 0, b"y");
+    let head = rig.vfs.meta().head();
+    rig.rename("d", "e", RenameMode::Exchange).unwrap();
+    assert_eq!(rig.journal(head), ["slot", "slot", "exchange"]);
+    rig.close(ino);
+    rig.close(other);
+    rig.settle();
+    assert_eq!((rig.read(ino), rig.read(other)), (b"xewer".to_vec(), b"y".to_vec()));
+}
+
+#[test]
+fn a_file_without_a_name_keeps_its_bytes_until_its_last_close_and_its_rows_until_it_is_forgotten() {
+    let rig = Rig::new();
+    let ino = rig.create("a").unwrap();
+    rig.write(ino, 0, b"still here");
+    rig.vfs.unlink(InodeId::ROOT, b"a").unwrap();
+    rig.vfs.forget(InodeId(77));
+    assert_eq!(rig.read(ino), b"still here");
+    rig.write(ino, 0, b"S");
+    rig.vfs.fsync(ino).unwrap();
+    assert_eq!(rig.read(ino), b"Still here");
+    assert_eq!(rig.vfs.getattr(ino).unwrap().inode.nlink, 0);
+    rig.vfs.forget(ino);
+    assert_eq!(rig.read(ino), b"Still here", "it is open");
+    rig.close(ino);
+    let deadline = clock::instant() + Duration::from_secs(20);
+    while rig.vfs.meta().inode(ino).is_ok() {
+        assert!(clock::instant() < deadline, "the rows of a forgotten orphan go");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn the_next_mount_removes_inodes_that_were_left_without_a_name() {
+    let rig = Rig::new();
+    let ino = rig.create("a").unwrap();
+    rig.write(ino, 0, b"x");
+    rig.vfs.flush(ino).unwrap();
+    rig.vfs.unlink(InodeId::ROOT, b"a").unwrap();
+    let report = crate::recovery::recover(rig.vfs.meta(), rig.vfs.files(), false).unwrap();
+    assert_eq!((report.orphans, report.resumed), (1, 0));
+    assert_eq!(rig.vfs.getattr(ino), Err(Errno::NOENT));
+}
+
+#[test]
+fn set_id_bits_go_with_a_change_of_owner_or_an_unprivileged_change_of_content() {
+    let rig = Rig::new();
+    let ino = rig.create("a").unwrap();
+    let set = |caller: &Caller, set: SetAttributes| {
+        rig.vfs.setattr(&ROOT, ino, &SetAttributes { mode: Some(0o6775), ..Default::default() }).unwrap();
+        rig.vfs.setattr(caller, ino, &set).unwrap().inode.mode & 0o7777
+    };
+    let size = SetAttributes { size: Some(0), ..Default::default() };
+    assert_eq!(set(&USER, size), 0o775);
+    assert_eq!(set(&ROOT, size), 0o6775);
+    assert_eq!(set(&ROOT, SetAttributes { uid: Some(5), ..Default::default() }), 0o775);
+    assert_eq!(set(&USER, SetAttributes::default()), 0o775, "the kernel asks so before a write");
+    let touch = SetAttributes { mtime: Some(SetTime::Now), ..Default::default() };
+    assert_eq!(set(&USER, touch), 0o6775, "nothing changed but a time");
+    rig.close(ino);
+}
+
+#[test]
+fn a_time_set_while_a_file_is_dirty_survives_its_close() {
+    let rig = Rig::new();
+    let ino = rig.create("a").unwrap();
+    rig.write(ino, 0, b"x");
+    let mtime = Timestamp::new(1_000_000_000, 5).unwrap();
+    rig.vfs.setattr(&ROOT, ino, &SetAttributes { mtime: Some(SetTime::At(mtime)), ..Default::default() }).unwrap();
+    rig.close(ino);
+    assert_eq!(rig.vfs.getattr(ino).unwrap().inode.mtime, mtime);
+    rig.settle();
+    assert_eq!(rig.vfs.getattr(ino).unwrap().inode.mtime, mtime);
+}
+
+#[test]
+fn a_listing_goes_on_after_any_of_its_entries() {
+    let rig = Rig::new();
+    for name in ["a", "b", "c"] {
+        let ino = rig.create(name).unwrap();
+        rig.close(ino);
+    }
+    let list = |mut offset: u64, at_once: usize| {
+        let mut names = Vec::new();
+        loop {
+            let mut page = 0;
+            rig.vfs
+                .read_dir(InodeId::ROOT, offset, true, |entry| {
+                    if page == at_once {
+                        return true;
+                    }
+                    page += 1;
+                    names.push(String::from_utf8(entry.name.to_vec()).unwrap());
+                    offset = entry.offset;
+                    false
+                })
+                .unwrap();
+            if page == 0 {
+                return names;
+            }
+        }
+    };
+    for at_once in 1..6 {
+        assert_eq!(list(0, at_once), [".", "..", "a", "b", "c"]);
+    }
+    assert_eq!(list(u64::MAX, 5), [""; 0]);
+}
+
+#[test]
+fn the_attribute_that_tells_targets_is_answered_and_never_listed() {
+    struct Safe;
+    impl Targets for Safe {
+        fn targets(&self, ino: InodeId) -> meta::Result<String> {
+            Ok(format!("aws=safe of={ino}"))
+        }
+    }
+    let rig = Rig::new();
+    let ino = rig.create("a").unwrap();
+    assert_eq!(rig.vfs.getxattr(ino, b"user.tandemfs.targets"), Err(Errno::NODATA));
+    rig.vfs.answer_targets(Box::new(Safe));
+    assert_eq!(rig.vfs.getxattr(ino, b"user.tandemfs.targets").unwrap(), format!("aws=safe of={ino}").into_bytes());
+    assert_eq!(rig.vfs.listxattr(ino).unwrap(), b"");
+    assert_eq!(rig.vfs.getxattr(ino, b"system.other"), Err(Errno::OPNOTSUPP));
+    rig.close(ino);
+}
+
+/// Names are few, so that operations meet.
+#[derive(Debug, Clone)]
+enum Op {
+    Create(u8),
+    Write { file: usize, offset: u64, length: usize, seed: u8 },
+    Close(usize),
+    Truncate { file: usize, size: u64 },
+    Zero { file: usize, offset: u64, length: u64 },
+    Rename(u8, u8, bool),
+    Link(u8, u8),
+    Unlink(u8),
+    Fsync(usize),
+    Rotate,
+    Settle,
+}
+
+fn ops() -> impl Strategy<Value = Op> {
+    let name = || 0u8..4;
+    let offset = || prop_oneof![0u64..100, 0u64..3 * CHUNK];
+    prop_oneof![
+        4 => name().prop_map(Op::Create),
+        6 => (0usize..4, offset(), prop_oneof![1usize..200, 1usize..(2 * CHUNK as usize)], any::<u8>())
+            .prop_map(|(file, offset, length, seed)| Op::Write { file, offset, length, seed }),
+        4 => (0usize..4).prop_map(Op::Close),
+        2 => (0usize..4, offset()).prop_map(|(file, size)| Op::Truncate { file, size }),
+        1 => (0usize..4, offset(), 1u64..CHUNK).prop_map(|(file, offset, length)| Op::Zero { file, offset, length }),
+        4 => (name(), name(), any::<bool>()).prop_map(|(from, to, exchange)| Op::Rename(from, to, exchange)),
+        2 => (name(), name()).prop_map(|(from, to)| Op::Link(from, to)),
+        2 => name().prop_map(Op::Unlink),
+        1 => (0usize..4).prop_map(Op::Fsync),
+        1 => Just(Op::Rotate),
+        1 => Just(Op::Settle),
+    ]
+}
+
+/// Names, contents and open files as they shall be.
+#[derive(Default)]
+struct Model {
+    names: BTreeMap<u8, InodeId>,
+    bytes: BTreeMap<InodeId, Vec<u8>>,
+    open: Vec<InodeId>,
+}
+
+impl Model {
+    fn resize(&mut self, ino: InodeId, size: usize) {
+        self.bytes.get_mut(&ino).unwrap().resize(size, 0);
+    }
+}
+
+fn name(index: u8) -> String {
+    format!("n{index}")
+}
+
+fn run(rig: &Rig, model: &mut Model, op: &Op) {
+    match *op {
+        Op::Create(index) => match rig.create(&name(index)) {
+            Ok(ino) => {
+                assert_eq!(model.names.insert(index, ino), None);
+                model.bytes.insert(ino, Vec::new());
+                model.open.push(ino);
+            }
+            Err(errno) => assert_eq!((errno, model.names.contains_key(&index)), (Errno::EXIST, true)),
+        },
+        Op::Write { file, offset, length, seed } => {
+            let Some(&ino) = model.open.get(file) else { return };
+            let data: Vec<u8> = (0..length).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect();
+            rig.write(ino, offset, &data);
+            let end = offset as usize + length;
+            model.resize(ino, end.max(model.bytes[&ino].len()));
+            model.bytes.get_mut(&ino).unwrap()[offset as usize..end].copy_from_slice(&data);
+        }
+        Op::Close(file) => {
+            if file < model.open.len() {
+                rig.close(model.open.remove(file));
+            }
+        }
+        Op::Truncate { file, size } => {
+            // Any file, open or not.
+            let Some(&ino) = model.names.values().nth(file) else { return };
+            rig.vfs.setattr(&ROOT, ino, &SetAttributes { size: Some(size), ..Default::default() }).unwrap();
+            model.resize(ino, size as usize);
+        }
+        Op::Zero { file, offset, length } => {
+            let Some(&ino) = model.open.get(file) else { return };
+            let range = offset..offset + length;
+            rig.vfs.files().fallocate(ino, range.clone(), Fallocate::Zero { keep_size: true }).unwrap();
+            let bytes = model.bytes.get_mut(&ino).unwrap();
+            let end = (range.end as usize).min(bytes.len());
+            bytes[(range.start as usize).min(end)..end].fill(0);
+        }
+        Op::Rename(from, to, exchange) => {
+            let mode = if exchange { RenameMode::Exchange } else { RenameMode::Replace };
+            let done = rig.rename(&name(from), &name(to), mode);
+            let (Some(&moved), other) = (model.names.get(&from), model.names.get(&to).copied()) else {
+                return assert_eq!(done, Err(Errno::NOENT));
+            };
+            if exchange && other.is_none() {
+                return assert_eq!(done, Err(Errno::NOENT));
+            }
+            assert_eq!(done, Ok(()));
+            match other {
+                Some(other) if other == moved => {}
+                Some(other) if exchange => {
+                    model.names.insert(from, other);
+                    model.names.insert(to, moved);
+                }
+                _ => {
+                    model.names.remove(&from);
+                    model.names.insert(to, moved);
+                }
+            }
+        }
+        Op::Link(from, to) => {
+            let Some(&ino) = model.names.get(&from) else { return };
+            let done = rig.vfs.link(ino, InodeId::ROOT, name(to).as_bytes()).map(|_| ());
+            if model.names.contains_key(&to) {
+                return assert_eq!(done, Err(Errno::EXIST));
+            }
+            assert_eq!(done, Ok(()));
+            model.names.insert(to, ino);
+        }
+        Op::Unlink(index) => {
+            let done = rig.vfs.unlink(InodeId::ROOT, name(index).as_bytes());
+            assert_eq!(done.is_ok(), model.names.remove(&index).is_some());
+        }
+        Op::Fsync(file) => {
+            if let Some(&ino) = model.open.get(file) {
+                rig.vfs.fsync(ino).unwrap();
+            }
+        }
+        Op::Rotate => drop(rig.vfs.files().rotate().unwrap()),
+        Op::Settle => {
+            if model.open.is_empty() {
+                rig.settle();
+            }
+        }
+    }
+}
+
+fn compare(rig: &Rig, model: &Model) {
+    let mut listed = BTreeMap::new();
+    rig.vfs
+        .read_dir(InodeId::ROOT, 2, false, |entry| {
+            listed.insert(String::from_utf8(entry.name.to_vec()).unwrap(), entry.attributes.inode.ino);
+            false
+        })
+        .unwrap();
+    assert_eq!(listed, model.names.iter().map(|(&index, &ino)| (name(index), ino)).collect());
+    for &ino in model.names.values().chain(&model.open) {
+        let attributes = rig.vfs.getattr(ino).unwrap();
+        let names = model.names.values().filter(|&&named| named == ino).count();
+        assert_eq!(attributes.inode.size, model.bytes[&ino].len() as u64, "size of {ino}");
+        assert_eq!(attributes.inode.nlink as usize, names, "links of {ino}");
+        assert!(rig.read(ino) == model.bytes[&ino], "content of {ino}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #[test]
+    fn names_and_contents_are_those_of_the_model(ops in proptest::collection::vec(ops(), 1..40)) {
+        let rig = Rig::new();
+        let mut model = Model::default();
+        for op in &ops {
+            run(&rig, &mut model, op);
+            compare(&rig, &model);
+        }
+        for ino in std::mem::take(&mut model.open) {
+            rig.close(ino);
+        }
+        rig.settle();
+        compare(&rig, &model);
+    }
+}
