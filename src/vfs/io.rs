@@ -5,7 +5,6 @@
 //!
 //! A handle carries nothing but flags: all state hangs on the inode, because any number of handles share it.
 
-use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,24 +106,16 @@ impl Vfs {
     }
 
     /// Writes `data` at `offset` when there is space for it, or `ENOSPC`; syncs it if the handle says so.
-    pub fn write_later(
-        self: Arc<Self>,
-        ino: InodeId,
-        handle: u64,
-        offset: u64,
-        data: Vec<u8>,
-    ) -> impl Future<Output = Result<()>> + Send {
-        async move {
-            self.wait_for_space(data.len() as u64).await?;
-            let write = move || {
-                self.files().write(ino, offset, &data).map_err(|error| errno("write", ino, &error))?;
-                if handle & SYNCS != 0 {
-                    self.files().fsync(ino).map_err(|error| errno("fsync", ino, &error))?;
-                }
-                Ok(())
-            };
-            tokio::task::spawn_blocking(write).await.unwrap_or(Err(Errno::IO))
-        }
+    pub async fn write_later(self: Arc<Self>, ino: InodeId, handle: u64, offset: u64, data: Vec<u8>) -> Result<()> {
+        self.wait_for_space(data.len() as u64).await?;
+        let write = move || {
+            self.files().write(ino, offset, &data).map_err(|error| errno("write", ino, &error))?;
+            if handle & SYNCS != 0 {
+                self.files().fsync(ino).map_err(|error| errno("fsync", ino, &error))?;
+            }
+            Ok(())
+        };
+        tokio::task::spawn_blocking(write).await.unwrap_or(Err(Errno::IO))
     }
 
     async fn wait_for_space(&self, bytes: u64) -> Result<()> {
