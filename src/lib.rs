@@ -20,6 +20,7 @@ pub mod meta;
 pub mod read;
 pub mod recovery;
 pub mod replication;
+pub mod restore;
 pub mod target;
 pub mod vfs;
 pub mod write;

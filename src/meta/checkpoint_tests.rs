@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::format::record::{Content, Extent};
 use crate::id::{ExportId, Generation};
-use crate::meta::history::{CHUNK_LENGTH, History, assert_consistent, chunk_hash, dump, empty_store, time as at};
+use crate::meta::history::{CHUNK_LENGTH, History, assert_consistent, chunk_hash, dump, empty_store, rich, time as at};
 use crate::meta::slot::SlotRequest;
 use crate::meta::testing::{file, slot_request};
 
@@ -44,19 +44,6 @@ impl Exporting {
         }
         import(&self.dir.path().join("export.sqlite"), &self.expected(), &store)
     }
-}
-
-/// A history with some of everything.
-fn rich() -> History {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut step = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        let bytes = state.to_le_bytes();
-        [bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]]
-    };
-    History::build(&(0..200).map(|_| step()).collect::<Vec<_>>())
 }
 
 proptest! {

@@ -11,6 +11,7 @@ use super::{Created, Meta};
 use crate::clock::Timestamp;
 use crate::format::record::{Change, Content, Dentry, Extent, Record, VoidReason};
 use crate::id::{FilesystemId, Generation, Hash, InodeId, Seq};
+use crate::replication::conflicts::{Deferred, Footprint};
 
 /// Bytes of every made-up chunk.
 pub(crate) const CHUNK_LENGTH: u64 = 64;
@@ -387,11 +388,49 @@ fn file_bytes(conn: &Connection, ino: InodeId, size: usize) -> Bytes {
 
 /// An empty store with a bare root, as replay finds it.
 pub(crate) fn empty_store(dir: &std::path::Path) -> Meta {
-    let created =
-        Created { filesystem: FilesystemId::random(), name: "t".into(), chunk_size: 1 << 16, time: Timestamp::EPOCH };
+    empty_store_of(dir, FilesystemId::random())
+}
+
+/// The same, of a filesystem that targets know.
+pub(crate) fn empty_store_of(dir: &std::path::Path, filesystem: FilesystemId) -> Meta {
+    let created = Created { filesystem, name: "t".into(), chunk_size: 1 << 16, time: Timestamp::EPOCH };
     let meta = Meta::create(&dir.join("meta.sqlite"), &created).unwrap();
     meta.write(|tx| tx.restore_root()).unwrap();
     meta
+}
+
+/// An order in which a target may get the records: `late` says for how many rounds a record stays behind (O6, O7).
+pub(crate) fn overtaken(records: &[Record], late: &[u8]) -> Vec<Record> {
+    let mut left: Vec<(u8, &Record)> =
+        records.iter().enumerate().map(|(i, record)| (late.get(i).map_or(0, |rounds| rounds % 4), record)).collect();
+    let mut order = vec![];
+    while !left.is_empty() {
+        let mut deferred = Deferred::new();
+        left.retain_mut(|(rounds, record)| {
+            let footprint = Footprint::of(&record.change);
+            if *rounds == 0 && deferred.admits(&footprint) {
+                order.push((*record).clone());
+                return false;
+            }
+            *rounds = rounds.saturating_sub(1);
+            deferred.insert(&footprint);
+            true
+        });
+    }
+    order
+}
+
+/// A history with some of everything.
+pub(crate) fn rich() -> History {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut step = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        let bytes = state.to_le_bytes();
+        [bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]]
+    };
+    History::build(&(0..200).map(|_| step()).collect::<Vec<_>>())
 }
 
 /// Every invariant of the shared tables that SQL can see.

@@ -32,9 +32,8 @@ pub mod placement;
 pub mod readdir;
 pub mod remove;
 pub mod rename;
-// Its caller (restore) arrives after it.
-#[allow(dead_code)]
 mod replay;
+pub mod restored;
 #[cfg(test)]
 mod script_tests;
 pub mod session;

@@ -645,4 +645,4 @@ fn check_name(at: At, name: &[u8]) -> Result<()> {
 
 #[cfg(test)]
 #[path = "replay_tests.rs"]
-pub(super) mod tests;
+mod tests;

@@ -11,8 +11,7 @@ use proptest::prelude::*;
 use rusqlite::Connection;
 
 use super::Meta;
-use super::history::{CHUNK_NUMBERS, History, chunk_bytes, chunk_hash, empty_store};
-use super::replay::tests::overtaken;
+use super::history::{CHUNK_NUMBERS, History, chunk_bytes, chunk_hash, empty_store, overtaken};
 use crate::clock::Timestamp;
 use crate::format::checkpoint::{Complete, Part, encode_slots};
 use crate::format::key::CheckpointFile;
