@@ -220,8 +220,8 @@ def listing(target, folder):
 
 
 def read_lineage(target, identity, chosen):
-    """The writers whose history counts, newest first: [(epoch, id, first segment, last segment or None, last seq or None,
-    hash before the first segment)]."""
+    """The writers whose history counts, newest first: [(epoch, id, first segment, last segment or None, last seq or
+    None, hash before the first segment)]."""
     writers = {}
     for name in listing(target, "writers"):
         match = re.fullmatch(r"(\d{10})-([0-9a-f]{8})\.json", name)
@@ -264,7 +264,7 @@ def read_lineage(target, identity, chosen):
             raise Damaged(f"writers/: {current} has a parent that is not older: {before}")
         last, last_seq = n, min(number(parent["seq"], "parent.seq"), NUMBER_MAX if last_seq is None else last_seq)
         if before not in writers:
-            report.say(f"note: the announcement of writer {before[0]}-{before[1]} is gone; its segments are taken as they are")
+            report.say(f"note: the announcement of writer {before[0]}-{before[1]} is gone, its segments count")
             lineage.append((*before, 1, last, last_seq, None))
             return lineage
         current = before
@@ -404,8 +404,8 @@ class Database:
         if sqlite3.sqlite_version_info < (3, 37):
             self.command = shutil.which("sqlite3")
             if not self.command:
-                raise Damaged(f"Python's SQLite is {sqlite3.sqlite_version}, too old to read the checkpoint (it needs 3.37); "
-                              "install the sqlite3 command, 3.37 or later, or use a newer Python")
+                raise Damaged(f"Python's SQLite is {sqlite3.sqlite_version}, too old to read the checkpoint: it needs "
+                              "3.37; install the sqlite3 command, 3.37 or later, or use a newer Python")
             report.say(f"note: Python's SQLite is {sqlite3.sqlite_version}; reading with {self.command} instead")
         else:
             self.connection = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
@@ -462,14 +462,16 @@ def check_name(name):
 def load_database(path):
     """The state in a checkpoint, and its open slots [(seq, ino)]."""
     database = Database(path)
-    found = {name: kind for kind, name in database.rows("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_autoindex_%'")}
+    query = "SELECT name, type FROM sqlite_master WHERE name NOT LIKE 'sqlite_autoindex_%'"
+    found = dict(database.rows(query))
     if found != {name: "table" for name in TABLES}:
         raise Damaged(f"meta.sqlite: holds something else than the tables of format 1: {sorted(found)}")
     state = State()
     state.inodes.clear()
     query = ("SELECT ino, mode, uid, gid, rdev, size, atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns, times_seq "
              "FROM inode ORDER BY ino")
-    for ino, mode, uid, gid, rdev, size, atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns, times_seq in database.rows(query):
+    for row in database.rows(query):
+        ino, mode, uid, gid, rdev, size, atime, atime_ns, mtime, mtime_ns, ctime, ctime_ns, times_seq = row
         inode = Inode(number(mode, "mode", 0, MODE_MAX), u32(uid), u32(gid), time_of((atime, atime_ns)), u32(rdev))
         inode.size = number(size, "size")
         inode.mtime, inode.ctime = time_of((mtime, mtime_ns)), time_of((ctime, ctime_ns))
@@ -504,19 +506,23 @@ def apply_slots(state, lines, slots):
     """What filled the slots that were open in the snapshot: extents only, clipped to the size that the snapshot has."""
     inode_of = dict(slots)
     newest = {ino: seq for seq, ino in slots}
-    for line in lines:
-        record = parse_json(line)
-        kind, seq, ino = record.get("t"), number(record.get("seq"), "seq", 1), number(record.get("ino"), "ino", 1)
-        if inode_of.get(seq) != ino:
+    records = [parse_json(line) for line in lines]
+    for record in records:
+        seq, kind = number(record.get("seq"), "seq", 1), record.get("t")
+        if inode_of.get(seq) != record.get("ino") or kind not in ("content", "void"):
             raise Damaged(f"slots.jsonl: record {seq} fills no slot of the snapshot")
-        inode = state.inode(ino)
-        if kind == "content":
+        # The snapshot has the size of the newest slot. If just that one was lost, the size before it is the right one,
+        # and must be known before anything is clipped.
+        if kind == "void" and record["why"] == "lost" and newest[record["ino"]] == seq:
+            state.inode(record["ino"]).size = number(record["size"], "size")
+    unfilled = inode_of.keys() - {record["seq"] for record in records}
+    if unfilled:
+        raise Damaged(f"slots.jsonl: nothing fills slot {min(unfilled)}")
+    for record in records:
+        if record["t"] == "content":
             extents, holes = content_of(state, record)
-            state.replace(ino, record["whole"], extents, holes, min(number(record["size"], "size"), inode.size))
-        elif kind != "void":
-            raise Damaged(f"slots.jsonl: record {seq} is of type {kind!r}")
-        elif record["why"] == "lost" and newest[ino] == seq:
-            inode.size = number(record["size"], "size")
+            size = min(number(record["size"], "size"), state.inode(record["ino"]).size)
+            state.replace(record["ino"], record["whole"], extents, holes, size)
     for ino in newest:
         inode = state.inode(ino)
         inode.extents = clipped(inode.extents, inode.size)
@@ -802,7 +808,8 @@ def read_segment(target, identity, epoch, writer, n, expected_prev):
             raise Damaged("it does not follow the segment before it")
         records = [parse_json(line) for line in lines]
         seqs = [number(record.get("seq"), "seq", 1) for record in records]
-        if trailer["count"] != len(records) or (trailer["seq_min"], trailer["seq_max"]) != (min(seqs, default=0), max(seqs, default=0)):
+        counted = [len(records), min(seqs, default=0), max(seqs, default=0)]
+        if [trailer["count"], trailer["seq_min"], trailer["seq_max"]] != counted:
             raise Damaged("its trailer counts something else")
         return records, trailer
     except (Damaged, KeyError, TypeError) as error:
@@ -843,7 +850,7 @@ def replay(target, identity, lineage, state, after, replay_from):
     if newest >= n:
         report.problem(f"segment {n} is missing: {newest - n + 1} later segments could not be applied")
     elif run:
-        report.say(f"note: the last {len(run)} changes are the beginning of a unit that never arrived as a whole: left out")
+        report.say(f"note: the last {len(run)} changes are the start of a unit that never arrived whole: left out")
     return head
 
 
@@ -882,8 +889,8 @@ def bad_chunks(target, state):
 
 
 class Tree:
-    """Writes the tree below one directory. Everything goes through descriptors of directories made here, and no symbolic
-    link is ever followed, so nothing is written elsewhere whatever the metadata says."""
+    """Writes the tree below one directory. Everything goes through descriptors of directories made here, and no
+    symbolic link is ever followed, so nothing is written elsewhere whatever the metadata says."""
 
     def __init__(self, target, state, output, bad, keep_damaged):
         self.target, self.state, self.bad, self.keep_damaged = target, state, bad, keep_damaged
@@ -1012,7 +1019,7 @@ class Tree:
                 os.setxattr(where, name, value, **({} if follow else {"follow_symlinks": False}))
             except OSError as error:
                 report.once(("xattr", name, error.errno),
-                            f"{show(path)}: attribute {show(name)} (of other files too, if they have it): {error.strerror}")
+                            f"{show(path)}: attribute {show(name)}, maybe of other files too: {error.strerror}")
 
     def set_times(self, inode, path, utime):
         times = tuple(secs * 1_000_000_000 + nanos for secs, nanos in (inode.atime, inode.mtime))
@@ -1044,7 +1051,7 @@ def main():
     parser.add_argument("target", metavar="TARGET_DIR", help="the folder that holds tandemfs.json")
     parser.add_argument("output", metavar="OUTPUT_DIR", help="an empty or new folder")
     parser.add_argument("--writer", metavar="EPOCH-ID", help="whose history counts, if two machines wrote at once")
-    parser.add_argument("--keep-damaged", action="store_true", help="keep files whose bytes are partly lost, with holes")
+    parser.add_argument("--keep-damaged", action="store_true", help="keep files that lost bytes, with holes there")
     args = parser.parse_args()
     try:
         if not shutil.which("zstd"):
@@ -1063,8 +1070,8 @@ def main():
         return 1
     report.say(f"restored {tree.files} files, {tree.bytes} bytes")
     if blake3.unverified:
-        report.say(f"NOT VERIFIED: the hashes of {blake3.unverified} objects, since neither b3sum nor the Python module blake3 is "
-                   "here; only their lengths and how they name each other were checked")
+        report.say(f"NOT VERIFIED: the hashes of {blake3.unverified} objects, since neither b3sum nor the Python module "
+                   "blake3 is here; only their lengths and how they name each other were checked")
     if report.problems:
         report.say(f"{report.problems} problems, see above: not everything is as it was")
         return 4
