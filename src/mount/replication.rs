@@ -5,39 +5,67 @@
 
 use std::sync::Arc;
 
+use parking_lot::RwLock;
+use tokio::task::JoinHandle;
+
+use crate::clock;
 use crate::control::status::Health;
 use crate::id::{Seq, TargetBit};
 use crate::meta::{Meta, Result};
-use crate::replication::contact::Asked;
+use crate::replication::contact::{Asked, Me};
 use crate::replication::driver::{self, Driver, DriverTarget};
 use crate::replication::gate::{Gate, GateWatch, gate};
 use crate::replication::health::State;
 use crate::replication::planner::View;
+use crate::replication::selection::Order;
+use crate::replication::shipper::{Pace, Shared, Shipper};
 use crate::write::Files;
 
 /// The running replication of a mount; of a read-only one, nothing.
 pub struct Replication {
     driver: Option<Driver>,
     gates: Vec<(TargetBit, GateWatch)>,
+    shippers: RwLock<Vec<Arc<Shipper>>>,
+}
+
+/// While it lives, shippers know that somebody waits.
+struct Hurrying(Vec<JoinHandle<()>>);
+
+impl Drop for Hurrying {
+    fn drop(&mut self) {
+        for waiter in &self.0 {
+            waiter.abort();
+        }
+    }
 }
 
 impl Replication {
     /// Nothing is replicated.
     pub fn none() -> Replication {
-        Replication { driver: None, gates: Vec::new() }
+        Replication { driver: None, gates: Vec::new(), shippers: RwLock::default() }
     }
 
     /// Starts it for these targets. Must be called within a tokio runtime.
     pub fn start(meta: &Arc<Meta>, files: &Arc<Files>, targets: Vec<Asked>) -> Result<Replication> {
-        let mut gates = Vec::new();
-        let mut driven = Vec::new();
+        let births = files.clone();
+        let shared = Shared {
+            meta: meta.clone(),
+            me: Me::of(meta, clock::now())?,
+            births: Arc::new(move |window| births.births().waiting(window, clock::instant()).into_iter().collect()),
+            order: Order::Overtaking,
+            pace: Pace::default(),
+            holds: Arc::default(),
+        };
+        let (mut gates, mut driven, mut shippers) = (Vec::new(), Vec::new(), Vec::new());
         for asked in targets {
-            let (_keeper, watch) = gate(Gate::Unknown);
+            let (keeper, watch) = gate(Gate::Unknown);
             gates.push((asked.bit, watch.clone()));
+            let target = asked.target.clone();
+            shippers.push(Arc::new(Shipper::start(shared.clone(), asked.bit, &asked.name, target, keeper)));
             driven.push(DriverTarget { bit: asked.bit, name: asked.name, target: asked.target, gate: watch });
         }
         let driver = Driver::start(meta.clone(), files.chunk_files().clone(), driven, driver::Options::default())?;
-        Ok(Replication { driver: Some(driver), gates })
+        Ok(Replication { driver: Some(driver), gates, shippers: RwLock::new(shippers) })
     }
 
     /// Whether a target may be written to.
@@ -56,7 +84,7 @@ impl Replication {
             State::Probing => Health::Probing,
             State::Paused => Health::Paused,
         };
-        (health, view.last_failure.map(|failure| failure.message))
+        (health, view.last_failure.map(|failure| failure.message).or_else(|| self.shipping_error(bit)))
     }
 
     /// What hinders a target now, and what to do about it.
@@ -70,21 +98,37 @@ impl Replication {
             Gate::Open | Gate::Unknown => {}
         }
         let view = self.view(bit)?;
-        let failure = view.last_failure.filter(|_| view.health != State::Healthy)?;
-        let hint = failure.hint().to_owned();
-        Some((failure.message, hint))
+        match view.last_failure.filter(|_| view.health != State::Healthy) {
+            Some(failure) => {
+                let hint = failure.hint().to_owned();
+                Some((failure.message, hint))
+            }
+            None => self.shipping_error(bit).map(|error| (error, "it is tried again by itself".into())),
+        }
     }
 
-    /// While the guard lives, records up to `seq` are shipped as soon as they can be.
-    pub fn hurry(&self, _seq: Seq) -> Box<dyn Send> {
-        Box::new(())
+    /// While the guard lives, records up to `seq` are shipped as soon as they can be. Must be called within a runtime.
+    pub fn hurry(&self, seq: Seq) -> Box<dyn Send> {
+        let wait = |shipper: &Arc<Shipper>| {
+            let shipper = shipper.clone();
+            tokio::spawn(async move { _ = shipper.shipped(seq).await })
+        };
+        Box::new(Hurrying(self.shippers.read().iter().map(wait).collect()))
     }
 
     /// Stops everything; what is under way is sent by the next mount.
     pub async fn stop(&self) {
+        let shippers = std::mem::take(&mut *self.shippers.write());
+        // One that a waiter still holds ends with that waiter.
+        let owned = shippers.into_iter().filter_map(Arc::into_inner);
+        futures::future::join_all(owned.map(Shipper::stop)).await;
         if let Some(driver) = &self.driver {
             driver.stop().await;
         }
+    }
+
+    fn shipping_error(&self, bit: TargetBit) -> Option<String> {
+        self.shippers.read().iter().find(|shipper| shipper.bit() == bit)?.progress().last_error
     }
 
     fn view(&self, bit: TargetBit) -> Option<View> {
