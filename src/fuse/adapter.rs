@@ -508,3 +508,17 @@ impl Filesystem for Adapter {
         self.reply_empty("removexattr", reply, |vfs| vfs.removexattr(inode(ino), name.as_bytes()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_in_a_handler_is_an_input_output_error_and_counted() {
+        let panics = AtomicU64::new(0);
+        let result: Result<()> = catch(&panics, "test", || panic!("on purpose"));
+        assert_eq!(result, Err(Errno::IO));
+        assert_eq!(catch(&panics, "test", || Ok(3)), Ok(3));
+        assert_eq!(panics.load(Ordering::Relaxed), 1);
+    }
+}
