@@ -41,8 +41,9 @@ pub struct SourceRow {
     pub segment_bytes: u64,
     /// Its complete checkpoints: seq, export, `replay_from`, bytes.
     pub checkpoints: Vec<(Seq, ExportId, SegmentNumber, u64)>,
-    /// Segments of a unit that was never finished: there, known, and of no effect.
-    pub unfinished: Vec<(Epoch, WriterId, SegmentNumber)>,
+    /// Segments after the newest one that counts which do not: of another history, or of a unit that was never finished.
+    /// They are known, and no reason to refuse the target (T7).
+    pub discarded: Vec<(Epoch, WriterId, SegmentNumber)>,
 }
 
 /// What a listing of chunks found.
@@ -105,9 +106,9 @@ impl Tx<'_> {
                 .prepare_cached("INSERT OR REPLACE INTO checkpoint VALUES (?1, ?2, ?3, ?4, 1, ?5)")?
                 .execute(params![bit, seq, export, replay_from, *bytes as i64])?;
         }
-        for (epoch, writer, n) in &source.unfinished {
+        for (epoch, writer, n) in &source.discarded {
             self.conn()
-                .prepare_cached("INSERT OR REPLACE INTO unfinished VALUES (?1, ?2, ?3, ?4)")?
+                .prepare_cached("INSERT OR REPLACE INTO discarded VALUES (?1, ?2, ?3, ?4)")?
                 .execute(params![bit, n, epoch, writer])?;
         }
         Ok(bit)
@@ -161,6 +162,15 @@ impl Tx<'_> {
 }
 
 impl Meta {
+    /// Segments on target `bit` that were seen at restore and do not count.
+    pub fn discarded_segments(&self, bit: TargetBit) -> Result<Vec<(Epoch, WriterId, SegmentNumber)>> {
+        self.read(|conn| {
+            let mut rows = conn.prepare_cached("SELECT epoch, writer, n FROM discarded WHERE bit = ?1")?;
+            let rows = rows.query_map([bit], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
     /// The chunks that the filesystem refers to and target `bit` did not list; with `None`, that no target did.
     pub fn unlisted(&self, bit: Option<TargetBit>) -> Result<Missing> {
         let mask = bit.map_or(-1, |bit| bit.mask() as i64);

@@ -127,7 +127,7 @@ CREATE TABLE tally (                                                            
   placed_chunks INTEGER NOT NULL, placed_bytes INTEGER NOT NULL      -- chunks with its bit
 ) STRICT;
 CREATE TABLE deferred (bit INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (bit, seq)) STRICT, WITHOUT ROWID;
-CREATE TABLE unfinished (                                                       -- seen at restore, of a unit that never ended: of no effect (O6)
+CREATE TABLE discarded (                                                        -- segments seen at restore that do not count: another history, or a unit without end (O6)
   bit INTEGER NOT NULL, n INTEGER NOT NULL,
   epoch INTEGER NOT NULL, writer TEXT NOT NULL,
   PRIMARY KEY (bit, n, epoch, writer)

@@ -31,7 +31,7 @@ use crate::format::key::{self, Key};
 use crate::format::segment::{self, BODY_BYTES_MAX, Place};
 use crate::format::superblock::Superblock;
 use crate::format::writer::{self, Parent, Writer};
-use crate::id::{Epoch, FilesystemId, Seq, TargetBit, WriterId};
+use crate::id::{Epoch, FilesystemId, SegmentNumber, Seq, TargetBit, WriterId};
 use crate::meta::shipping::{Cursor, SegmentId};
 use crate::meta::{self, Meta};
 use crate::target::{self, DynTarget, Existing, Kind, identity};
@@ -71,6 +71,8 @@ pub struct Own {
     pub cursor: Cursor,
     /// Built after the confirmed one, ascending.
     pub unconfirmed: Vec<SegmentId>,
+    /// Seen when this state was restored, and of no effect: another history, or a unit that never ended.
+    pub discarded: Vec<(Epoch, WriterId, SegmentNumber)>,
     /// The journal head.
     pub head: Seq,
 }
@@ -85,6 +87,7 @@ impl Own {
             writer,
             cursor: meta.cursor(bit)?,
             unconfirmed: meta.unconfirmed(bit)?,
+            discarded: meta.discarded_segments(bit)?,
             head: meta.head(),
         })
     }
@@ -163,7 +166,7 @@ pub async fn gather(target: &DynTarget, own: &Own) -> target::Result<Evidence> {
     }
     // Keys sort by epoch, writer and number: one listing from just before the confirmed segment on is all the news.
     let before = own.cursor.confirmed.map(|confirmed| {
-        let previous = crate::id::SegmentNumber(confirmed.n.0 - 1);
+        let previous = SegmentNumber(confirmed.n.0 - 1);
         key::segment(confirmed.epoch, confirmed.writer, previous)
     });
     let id = own.cursor.id;
@@ -174,6 +177,7 @@ pub async fn gather(target: &DynTarget, own: &Own) -> target::Result<Evidence> {
         _ => None,
     })
     .await?;
+    evidence.segments.retain(|Seen { place, .. }| !own.discarded.contains(&(place.epoch, place.writer, place.n)));
     let last = evidence.segments.len().saturating_sub(1);
     let stored: HashMap<_, _> = own.unconfirmed.iter().map(|id| ((id.epoch, id.writer, id.n), id)).collect();
     for (index, seen) in evidence.segments.iter_mut().enumerate() {

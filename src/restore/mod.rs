@@ -464,8 +464,25 @@ fn source_row(source: &Source, judged: &Judged, run: &Run, end: &End, applied: &
         segments: end.segments,
         segment_bytes: end.bytes,
         checkpoints,
-        unfinished: end.unfinished.iter().map(|place| (place.epoch, place.writer, place.n)).collect(),
+        discarded: discarded(judged, end),
     }
+}
+
+/// The segments behind the newest one that counts, in order of keys, that are known to be of no effect. Not among them:
+/// those that would count if they could be proved. They are changes that the restored state lacks, and a later mount says so.
+fn discarded(judged: &Judged, end: &End) -> Vec<(Epoch, WriterId, SegmentNumber)> {
+    let last = end.last.map(|(place, _)| (place.epoch, place.writer, place.n));
+    let other = |(n, epoch, writer): &(SegmentNumber, Epoch, WriterId)| {
+        (!judged.lineage.has_segment(*epoch, *writer, *n)).then_some((*epoch, *writer, *n))
+    };
+    judged
+        .evidence
+        .segments
+        .keys()
+        .filter_map(other)
+        .chain(end.unfinished.iter().map(|place| (place.epoch, place.writer, place.n)))
+        .filter(|id| last.is_none_or(|last| *id > last))
+        .collect()
 }
 
 /// Lists the chunks of a source and sets its bits. Returns also how many foreign objects were among them.

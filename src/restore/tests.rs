@@ -16,6 +16,7 @@ use crate::meta::history::{
     CHUNK_NUMBERS, History, assert_consistent, chunk_bytes, chunk_hash, dump, empty_store_of, overtaken, rich,
 };
 use crate::meta::target::Mode;
+use crate::replication::contact;
 use crate::target::memory::MemoryTarget;
 
 const FILESYSTEM: FilesystemId = FilesystemId(uuid::Uuid::from_u128(0xf5));
@@ -226,6 +227,14 @@ fn try_restore(targets: &[&Made]) -> Result<Restored, Error> {
 
 fn restored(targets: &[&Made]) -> Restored {
     try_restore(targets).unwrap()
+}
+
+/// What the next mount will think of the target (T7).
+fn contact(restored: &Restored, made: &Made) -> contact::Verdict {
+    let own = contact::Own::of(&restored.meta, only_bit(&restored.meta)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let evidence = runtime.block_on(contact::gather(&made.source().target, &own)).unwrap();
+    contact::decide(made.name, &own, &evidence)
 }
 
 fn only_bit(meta: &Meta) -> TargetBit {
@@ -454,6 +463,7 @@ fn o6_a_unit_that_was_never_finished_counts_as_nothing() {
     assert_eq!(dump(&restored.meta), state_of(&history.records[..50]));
     assert!(matches!(&restored.report.unproven[..], [Unproven::Journal { segment: SegmentNumber(6), .. }]));
     assert_eq!(restored.meta.cursor(only_bit(&restored.meta)).unwrap().confirmed.unwrap().n, last.n);
+    assert_eq!(contact(&restored, &made), contact::Verdict::Ours, "its remains are no reason to refuse the target");
     // With its end it is there as a whole.
     made.segment(&history.records[70..80], Seq(80), true);
     assert_eq!(self::restored(&[&made]).report.seq, Seq(80));
@@ -513,6 +523,64 @@ fn t3_discarded_history_is_left_out() {
     assert_eq!(dump(&restored.meta), state_of(&history.records));
     assert!(restored.report.unproven.is_empty());
     assert_eq!(restored.meta.writer_identity().unwrap().0, Epoch(2));
+    assert_eq!(contact(&restored, &made), contact::Verdict::Ours);
+}
+
+#[test]
+fn t7_the_next_mount_goes_on_where_the_restored_history_ends() {
+    let history = rich();
+    let mut made = Made::with("aws", &history.records[..50], &[10]);
+    assert_eq!(contact(&restored(&[&made]), &made), contact::Verdict::Ours);
+    // A writer that went on from there and never wrote: what the one before it wrote later is discarded.
+    let (last, seq) = (made.last, made.seq);
+    made.segment(&history.records[50..60], Seq(60), true);
+    (made.last, made.seq) = (last, seq);
+    made.mount(2, 2);
+    let restored_without = restored(&[&made]);
+    assert_eq!(restored_without.report.seq, Seq(50));
+    assert_eq!(contact(&restored_without, &made), contact::Verdict::Ours);
+}
+
+#[test]
+fn t7_changes_that_could_not_be_proved_are_not_given_up_in_silence() {
+    let history = rich();
+    let made = Made::with("aws", &history.records[..50], &[10]);
+    let place = Place { n: SegmentNumber(3), ..made.last.unwrap().0 };
+    made.spoil(&place.key(), |bytes| bytes.clear());
+    let restored = restored(&[&made]);
+    assert_eq!(restored.report.seq, Seq(20));
+    assert!(matches!(contact(&restored, &made), contact::Verdict::Conflict { .. }));
+}
+
+#[test]
+fn the_golden_target_restores() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1/target");
+    let target = MemoryTarget::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for file in std::fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let key = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+                target.objects().insert(key, std::fs::read(&path).unwrap().into());
+            }
+        }
+    }
+    let restored = restored(&[&Made { target, ..Made::new("golden") }]);
+    let report = &restored.report;
+    // It ends with a unit that was never finished.
+    assert!(
+        matches!(&report.unproven[..], [Unproven::Journal { segment: SegmentNumber(5), .. }]),
+        "{:?}",
+        report.unproven
+    );
+    assert_eq!((report.name.as_str(), report.lost_chunks, report.sources[0].whole), ("photos", 0, true));
+    assert_eq!(restored.meta.writer_identity().unwrap().0, Epoch(3));
+    for path in [b"final".as_slice(), b"bin/\xfffoo", b"link", b"sym", b"sparse"] {
+        assert!(restored.meta.resolve(path).is_ok(), "{}", String::from_utf8_lossy(path));
+    }
 }
 
 #[test]
