@@ -15,6 +15,7 @@
 
 pub mod acl;
 pub mod attr;
+pub mod checkpoint;
 pub mod commit;
 pub mod copies;
 pub mod create;

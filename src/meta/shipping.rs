@@ -221,7 +221,9 @@ impl Tx<'_> {
                 "UPDATE target SET n = ?2, hash = ?3, epoch = ?4, writer = ?5, position = max(position, ?6) WHERE bit = ?1",
             )?
             .execute(params![bit, built.n, built.hash.to_string(), built.epoch, built.writer, position])?;
-        self.replace_deferred(bit, deferred)
+        // A checkpoint may have become complete since the window was read: what it covers waits for nothing any more.
+        let deferred: Vec<Seq> = deferred.iter().copied().filter(|seq| *seq > before.shipped_seq).collect();
+        self.replace_deferred(bit, &deferred)
     }
 
     /// Writes the difference only: a long list changes little from round to round.
@@ -431,6 +433,16 @@ mod tests {
         meta.store_segments(bit(0), std::slice::from_ref(&first), Seq(1), &[]).unwrap();
         assert!(meta.store_segments(bit(0), &[first], Seq(1), &[]).is_err());
         assert_eq!(meta.unconfirmed(bit(0)).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn t3_a_checkpoint_that_completes_meanwhile_leaves_nothing_deferred_below_it() {
+        let (_dir, meta) = store();
+        followers(&meta, &["a"]);
+        let round = segment(&meta, bit(0), &[1, 5], 1);
+        meta.write(|tx| Ok(tx.conn().execute("UPDATE target SET position = 4, shipped_seq = 4", [])?)).unwrap();
+        meta.store_segments(bit(0), &[round], Seq(5), &[Seq(2), Seq(3)]).unwrap();
+        assert_eq!(meta.shipping_backlog(bit(0)).unwrap().records, 0);
     }
 
     #[test]

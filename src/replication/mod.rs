@@ -9,6 +9,7 @@
 //! ```
 
 pub mod backoff;
+pub mod checkpoint;
 pub mod conflicts;
 pub mod contact;
 pub mod driver;
@@ -22,4 +23,6 @@ pub mod segments;
 pub mod selection;
 pub mod shipper;
 pub mod source;
+#[cfg(test)]
+mod test_world;
 pub mod upload;

@@ -227,7 +227,9 @@ fn oracle(items: &[Item], units: &[(u64, u64)], waiting: &[u64], order: Order) -
         .iter()
         .enumerate()
         .map(|(index, item)| {
-            let slotted = pairs.iter().any(|(a, b)| *a == index && matches!(items[*b].role, Role::Slot { .. }));
+            let slotted = items.iter().skip(index).any(
+                |later| matches!((item.role, later.role), (Role::Birth { ino: born, .. }, Role::Slot { ino }) if ino == born),
+            );
             let waits = matches!(item.role, Role::Birth { ino, .. } if waiting.contains(&ino.0)) && !slotted;
             item.ready && !waits
         })

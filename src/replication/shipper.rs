@@ -554,7 +554,9 @@ fn build(shared: &Shared, bit: TargetBit) -> meta::Result<Round> {
 }
 
 /// Runs work on the store where it may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> meta::Result<T> + Send + 'static) -> meta::Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> meta::Result<T> + Send + 'static,
+) -> meta::Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(ended) => match ended.try_into_panic() {
@@ -564,7 +566,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> meta::Result<T> + Se
     }
 }
 
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     getrandom::u64().expect("the operating system has a random source")
 }
 

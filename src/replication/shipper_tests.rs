@@ -1,152 +1,16 @@
-//! The shipper against targets in memory that fail on purpose: what lies on the target is decoded, and the chain checked.
+//! The shipper against targets in memory that fail on purpose.
 
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 
 use super::*;
-use crate::format::record::{Change, Record};
-use crate::format::segment::Trailer;
+use crate::format::record::Change;
 use crate::format::writer::Writer;
-use crate::id::{ChunkHash, ChunkId, Epoch, Hash, SegmentNumber, WriterId};
-use crate::meta::slot::SlotRequest;
-use crate::meta::target::Configured;
-use crate::meta::testing::{file, fill_slot, slot_request, store};
+use crate::id::{Epoch, SegmentNumber, WriterId};
 use crate::replication::conflicts::{Deferred, Footprint};
-use crate::replication::gate::{GateWatch, gate};
-use crate::target::memory::MemoryTarget;
+use crate::replication::test_world::{World, bit, shipped, soon, until};
 use crate::testing::faulty::{Fault, FaultyTarget};
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-struct World {
-    _dir: tempfile::TempDir,
-    meta: Arc<Meta>,
-    memory: MemoryTarget,
-    waiting: Arc<Mutex<HashSet<InodeId>>>,
-    order: Order,
-}
-
-fn bit() -> TargetBit {
-    TargetBit::new(0).unwrap()
-}
-
-impl World {
-    fn new() -> World {
-        let (dir, meta) = store();
-        meta.register_targets(&[Configured { name: "aws".into(), uri: "memory:///".into(), id: None }]).unwrap();
-        meta.begin_mount(Epoch(0), "boot").unwrap();
-        World {
-            _dir: dir,
-            meta: Arc::new(meta),
-            memory: MemoryTarget::new(),
-            waiting: Arc::default(),
-            order: Order::Overtaking,
-        }
-    }
-
-    fn start_on(&self, target: DynTarget) -> (Shipper, GateWatch) {
-        let waiting = Arc::clone(&self.waiting);
-        let quick = Backoff { base: Duration::from_millis(5), max: Duration::from_millis(20) };
-        let shared = Shared {
-            meta: Arc::clone(&self.meta),
-            me: Me::of(&self.meta, Timestamp::EPOCH).unwrap(),
-            births: Arc::new(move |_| waiting.lock().clone()),
-            order: self.order,
-            pace: Pace {
-                round: Duration::from_millis(20),
-                urgent: Duration::from_millis(1),
-                writers: Duration::ZERO,
-                retry: quick,
-                blocked: quick,
-            },
-            holds: Arc::default(),
-        };
-        let (keeper, watch) = gate(Gate::Unknown);
-        (Shipper::start(shared, bit(), "aws", target, keeper), watch)
-    }
-
-    fn start(&self) -> (Shipper, GateWatch) {
-        self.start_on(Arc::new(self.memory.clone()))
-    }
-
-    fn files(&self, names: &[&str]) -> Vec<InodeId> {
-        self.meta.write(|tx| Ok(names.iter().map(|name| file(tx, name.as_bytes())).collect())).unwrap()
-    }
-
-    fn slot(&self, ino: InodeId, session: u64, fsynced: bool) -> Seq {
-        let request = SlotRequest { fsynced, ..slot_request(ino, session, 9) };
-        self.meta.write(|tx| tx.reserve_slot(&request)).unwrap().unwrap()
-    }
-
-    fn fill(&self, session: u64) -> ChunkHash {
-        let hash = ChunkHash::of(&session.to_le_bytes());
-        self.meta
-            .write(|tx| {
-                fill_slot(tx, session, hash);
-                Ok(())
-            })
-            .unwrap();
-        hash
-    }
-
-    fn place(&self, hash: ChunkHash) {
-        let id: ChunkId = self
-            .meta
-            .read(|conn| Ok(conn.query_row("SELECT id FROM chunk WHERE hash = ?1", [hash], |row| row.get(0))?))
-            .unwrap();
-        self.meta.place(bit(), &[id]).unwrap();
-    }
-
-    /// All segments on the target, checked: numbers without gaps, each chained to the one before.
-    fn segments(&self) -> Vec<(Trailer, Vec<Record>)> {
-        let cursor = self.meta.cursor(bit()).unwrap();
-        let mut found = BTreeMap::new();
-        for (object, body) in self.memory.objects().iter() {
-            if let key::Key::Segment { epoch, writer, n } = key::parse(object) {
-                let filesystem = self.meta.filesystem().unwrap();
-                let place = Place { filesystem, target: cursor.id, epoch, writer, n };
-                let decoded = segment::decode(body, &place).unwrap();
-                assert!(found.insert(n, (decoded.trailer, decoded.records)).is_none(), "two segments {n}");
-            }
-        }
-        let mut prev: Option<Hash> = None;
-        for (n, expected) in found.keys().zip(1..) {
-            assert_eq!(*n, SegmentNumber(expected), "numbers have no gaps");
-        }
-        let segments: Vec<_> = found.into_values().collect();
-        for (trailer, _) in &segments {
-            assert_eq!(trailer.prev, prev);
-            prev = Some(trailer.hash);
-        }
-        segments
-    }
-
-    fn shipped_seqs(&self) -> Vec<u64> {
-        self.segments().iter().flat_map(|(_, records)| records.iter().map(|record| record.seq.0)).collect()
-    }
-
-    fn low_water(&self) -> Seq {
-        self.meta.cursor(bit()).unwrap().shipped_seq
-    }
-}
-
-async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what} did not happen"))
-}
-
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    soon(what, async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
-}
-
-async fn shipped(shipper: &Shipper, seq: u64) {
-    assert!(soon("shipping", shipper.shipped(Seq(seq))).await);
-}
 
 #[tokio::test]
 async fn t2_the_journal_reaches_a_fresh_target_in_chained_segments() {

@@ -1,0 +1,586 @@
+//! Checkpoints: when one is due, how it reaches a target, what may go from the target after (T3).
+//!
+//! Owns: the thresholds, upload of parts, the wait until everything that the snapshot names is there, `complete.json`, trimming
+//! old checkpoints and segments.
+//! Does not own: the snapshot (`meta::export`), its files and rows (`meta::checkpoint`), segments (`shipper`).
+//!
+//! ```text
+//! due ─▶ one export for all targets that are due ─▶ per target, each at its own speed:
+//!        parts ─▶ slots filled? chunks placed? units and births shipped? ─▶ slots ─▶ no other writer? ─▶ complete.json ─▶ trim
+//! ```
+//!
+//! - A target need not be idle, and a slow one delays only its own checkpoint.
+//! - Journal rows that fill the snapshot's slots are held until they are read, whoever has shipped them.
+//! - A snapshot shows the head of a unit whose rest is in no segment yet, and a birth whose content is: `complete.json` waits
+//!   until the target has those, so that the state it gives is a cut (O2, O6). A resyncer has no segments; it waits for slots.
+//! - Objects are written once under a key of their own export: a retry, or another lineage, never overwrites.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::contact::{self, Failure, Own, put_once};
+use super::gate::{Gate, GateWatch};
+use super::holds::Hold;
+use super::shipper::{Shared, blocking, random};
+use crate::clock::{self, Instant, Timestamp};
+use crate::format::checkpoint::{Complete, Part, encode_slots};
+use crate::format::key::{self, CheckpointFile, Key};
+use crate::id::{ChunkId, ExportId, InodeId, SegmentNumber, Seq, TargetBit};
+use crate::meta::checkpoint::{CheckpointRow, ExportFiles, SegmentsThen};
+use crate::meta::target::Mode;
+use crate::target::{self, DynTarget, Kind};
+
+/// Checkpoints that stay on a target.
+const KEPT: usize = 2;
+
+/// When a checkpoint is due (T3).
+#[derive(Debug, Clone, Copy)]
+pub struct Thresholds {
+    /// Segments since the last one: bytes, unless that one was larger itself.
+    pub bytes: u64,
+    /// Segments since the last one.
+    pub objects: u64,
+    /// Of activity since the last one.
+    pub age: Duration,
+    /// At unmount: bytes, unless a tenth of the last one is more.
+    pub unmount_bytes: u64,
+    /// At unmount.
+    pub unmount_objects: u64,
+    /// Between two looks at what is due, and at what a checkpoint under way waits for.
+    pub look: Duration,
+}
+
+impl Default for Thresholds {
+    fn default() -> Thresholds {
+        Thresholds {
+            bytes: 64 << 20,
+            objects: 10_000,
+            age: Duration::from_secs(24 * 3600),
+            unmount_bytes: 1 << 20,
+            unmount_objects: 1_000,
+            look: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Why one is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    /// The regular look.
+    Running,
+    /// The last one before the mount ends.
+    Unmount,
+    /// Somebody wants one now.
+    Asked,
+}
+
+/// What a target has gathered since its last checkpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Since {
+    pub segment_bytes: u64,
+    pub segment_count: u64,
+    /// Of the last one; 0 if there is none.
+    pub last_bytes: u64,
+    /// Time since the last one, or since the mount.
+    pub age: Duration,
+}
+
+impl Thresholds {
+    /// Decides whether a checkpoint is due. Pure.
+    pub fn due(&self, since: &Since, occasion: Occasion) -> bool {
+        match occasion {
+            Occasion::Running => {
+                since.segment_bytes >= self.bytes.max(since.last_bytes)
+                    || since.segment_count >= self.objects
+                    || (since.segment_count > 0 && since.age >= self.age)
+            }
+            Occasion::Unmount => {
+                since.segment_bytes > self.unmount_bytes.max(since.last_bytes / 10)
+                    || since.segment_count > self.unmount_objects
+            }
+            Occasion::Asked => true,
+        }
+    }
+}
+
+/// A target that gets checkpoints.
+#[derive(Debug, Clone)]
+pub struct CheckpointTarget {
+    pub bit: TargetBit,
+    pub name: String,
+    pub target: DynTarget,
+    pub gate: GateWatch,
+}
+
+/// Takes the checkpoints of a mount. Dropping it gives up those under way.
+pub struct Checkpointer {
+    inner: Arc<Inner>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+struct Inner {
+    shared: Shared,
+    targets: Vec<CheckpointTarget>,
+    /// Where exports lie while they are uploaded.
+    dir: PathBuf,
+    thresholds: Thresholds,
+    /// Targets with one under way.
+    busy: watch::Sender<HashSet<u8>>,
+    /// When the last one of each target was complete; before that, when the mount began.
+    completed: Mutex<BTreeMap<u8, Instant>>,
+    began: Instant,
+    tasks: Mutex<JoinSet<()>>,
+    /// One export at a time.
+    exporting: tokio::sync::Mutex<()>,
+}
+
+impl Checkpointer {
+    /// Starts looking for what is due. `dir`, below the state directory, is its own: what lies there goes.
+    pub fn start(
+        shared: Shared,
+        targets: Vec<CheckpointTarget>,
+        dir: PathBuf,
+        thresholds: Thresholds,
+    ) -> crate::meta::Result<Checkpointer> {
+        shared.meta.abandon_checkpoints()?;
+        ExportFiles::remove_leftovers(&dir)?;
+        let inner = Arc::new(Inner {
+            shared,
+            targets,
+            dir,
+            thresholds,
+            busy: watch::Sender::new(HashSet::new()),
+            completed: Mutex::default(),
+            began: clock::instant(),
+            tasks: Mutex::new(JoinSet::new()),
+            exporting: tokio::sync::Mutex::new(()),
+        });
+        let (stop, mut stopped) = watch::channel(false);
+        let looking = Arc::clone(&inner);
+        let task = tokio::spawn(async move {
+            let mut pause = looking.thresholds.look;
+            loop {
+                tokio::select! {
+                    _ = stopped.wait_for(|stop| *stop) => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
+                // A disk without room for an export will not have it a second later.
+                let taken = looking.take_due(Occasion::Running).await;
+                pause = looking.thresholds.look * if taken { 1 } else { 60 };
+            }
+        });
+        Ok(Checkpointer { inner, stop, task })
+    }
+
+    /// Takes the checkpoints that are due at unmount, after the journal was drained, and waits for all under way. Targets
+    /// that are not in contact are left out; the caller bounds the time.
+    pub async fn finish(&self) {
+        self.inner.take_due(Occasion::Unmount).await;
+        self.idle().await;
+    }
+
+    /// Takes a checkpoint of every target that is in contact, due or not, and waits until they are complete or given up.
+    /// Returns the names of those that got one.
+    pub async fn now(&self) -> Vec<String> {
+        self.idle().await;
+        let before = clock::instant();
+        self.inner.take_due(Occasion::Asked).await;
+        self.idle().await;
+        let completed = self.inner.completed.lock();
+        let since = |target: &&CheckpointTarget| completed.get(&target.bit.index()).is_some_and(|at| *at >= before);
+        self.inner.targets.iter().filter(since).map(|target| target.name.clone()).collect()
+    }
+
+    /// Waits until no checkpoint is under way.
+    pub async fn idle(&self) {
+        // Never an error: `inner` keeps the channel open.
+        let _ = self.inner.busy.subscribe().wait_for(HashSet::is_empty).await;
+    }
+
+    /// Ends it; what is under way is given up.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        if let Err(error) = (&mut self.task).await {
+            tracing::error!(%error, "the checkpointer ended with a panic");
+        }
+        let mut tasks = std::mem::take(&mut *self.inner.tasks.lock());
+        tasks.shutdown().await;
+    }
+}
+
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        // They hold `inner`, and so themselves.
+        self.inner.tasks.lock().abort_all();
+    }
+}
+
+impl Inner {
+    /// Begins the checkpoints that are due; returns when they are under way. False: that failed.
+    async fn take_due(self: &Arc<Self>, occasion: Occasion) -> bool {
+        let _one = self.exporting.lock().await;
+        let begun = match self.due(occasion) {
+            Ok(due) if due.is_empty() => Ok(()),
+            Ok(due) => self.begin(due).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &begun {
+            tracing::error!(%error, "a checkpoint could not be taken; it is tried again");
+        }
+        begun.is_ok()
+    }
+
+    fn due(&self, occasion: Occasion) -> crate::meta::Result<Vec<CheckpointTarget>> {
+        let rows = self.shared.meta.targets()?;
+        let mut due = Vec::new();
+        for target in &self.targets {
+            let busy = self.busy.borrow().contains(&target.bit.index());
+            let Some(row) = rows.iter().find(|row| row.bit == target.bit) else { continue };
+            if busy || target.gate.state() != Gate::Open {
+                continue;
+            }
+            let cursor = self.shared.meta.cursor(target.bit)?;
+            let last = self.shared.meta.checkpoints(target.bit)?.into_iter().rfind(|row| row.complete);
+            let since_when = self.completed.lock().get(&target.bit.index()).copied().unwrap_or(self.began);
+            let since = Since {
+                segment_bytes: cursor.segment_bytes,
+                segment_count: cursor.segment_count,
+                last_bytes: last.map_or(0, |last| last.bytes),
+                age: clock::instant().since(since_when),
+            };
+            // T4: a resyncer has nothing else to wait for.
+            if row.mode == Mode::Resync || self.thresholds.due(&since, occasion) {
+                due.push(target.clone());
+            }
+        }
+        Ok(due)
+    }
+
+    /// Exports once and starts a task per target.
+    async fn begin(self: &Arc<Self>, targets: Vec<CheckpointTarget>) -> crate::meta::Result<()> {
+        let meta = &self.shared.meta;
+        let mut hold = Some(self.shared.holds.hold(Seq(1)));
+        let rows = meta.targets()?;
+        // Read before the snapshot: segments up to here hold nothing above it.
+        let mut jobs = Vec::new();
+        for target in targets {
+            let cursor = meta.cursor(target.bit)?;
+            let resync = rows.iter().any(|row| row.bit == target.bit && row.mode == Mode::Resync);
+            let replay_from = cursor.built.map_or(SegmentNumber(0), |built| built.n).next();
+            let then = SegmentsThen { bytes: cursor.segment_bytes, count: cursor.segment_count };
+            jobs.push((target, resync, replay_from, then));
+        }
+        let (store, dir) = (Arc::clone(meta), self.dir.clone());
+        let files = Arc::new(blocking(move || ExportFiles::make(&store, &dir)).await?);
+        let created = clock::now();
+        let exported = &files.exported;
+        let births = (self.shared.births)(exported.seq);
+        tracing::info!(seq = exported.seq.0, bytes = exported.bytes, targets = jobs.len(), "checkpoint exported");
+        for (target, resync, replay_from, then) in jobs {
+            meta.begin_checkpoint(target.bit, exported.seq, exported.export, replay_from)?;
+            let slots_from = exported.slots.first().map(|slot| slot.seq);
+            let keep_from = if resync { Some(slots_from.unwrap_or(exported.seq.next())) } else { slots_from };
+            let job = Job {
+                inner: Arc::clone(self),
+                files: Arc::clone(&files),
+                hold: keep_from.map(|from| self.shared.holds.hold(from)),
+                births: births.clone(),
+                target,
+                resync,
+                replay_from,
+                then,
+                created,
+                uploaded: 0,
+                cursor: ChunkId(0),
+                filled: None,
+            };
+            self.busy.send_modify(|busy| {
+                busy.insert(job.target.bit.index());
+            });
+            let mut tasks = self.tasks.lock();
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(job.run());
+        }
+        // Each job has its own now.
+        hold.take();
+        Ok(())
+    }
+}
+
+/// One checkpoint of one target.
+struct Job {
+    inner: Arc<Inner>,
+    files: Arc<ExportFiles>,
+    hold: Option<Hold>,
+    /// Births that had no content at the moment of the snapshot (O2).
+    births: HashSet<InodeId>,
+    target: CheckpointTarget,
+    resync: bool,
+    replay_from: SegmentNumber,
+    then: SegmentsThen,
+    created: Timestamp,
+    /// Parts that are on the target.
+    uploaded: usize,
+    /// No chunk up to here is missing on the target.
+    cursor: ChunkId,
+    filled: Option<Filled>,
+}
+
+/// The slots of the snapshot, once all are filled.
+struct Filled {
+    records: Vec<crate::format::record::Record>,
+    /// The last record of the units that they are part of.
+    units_end: Seq,
+}
+
+impl Job {
+    async fn run(mut self) {
+        let name = self.target.name.clone();
+        let bit = self.target.bit;
+        let mut failures = 0;
+        let ended = loop {
+            match self.go_on().await {
+                Ok(true) => break Ok(()),
+                // Waits for uploads, seals and segments.
+                Ok(false) => {
+                    failures = 0;
+                    tokio::time::sleep(self.inner.thresholds.look).await;
+                }
+                Err(Failure::Target(error)) => {
+                    failures += 1;
+                    tracing::debug!(target_name = name, %error, failures, "a checkpoint does not go on");
+                    let pace = &self.inner.shared.pace;
+                    tokio::time::sleep(pace.retry.delay(failures, random(), error.retry_after)).await;
+                }
+                Err(failure) => break Err(failure),
+            }
+        };
+        match ended {
+            Ok(()) => {
+                self.inner.completed.lock().insert(bit.index(), clock::instant());
+                tracing::info!(target_name = name, seq = self.files.exported.seq.0, "checkpoint complete");
+                if let Err(error) = self.trim().await {
+                    tracing::debug!(target_name = name, %error, "old checkpoints stay until the next one");
+                }
+            }
+            Err(failure) => {
+                tracing::warn!(target_name = name, error = %failure, "checkpoint given up");
+                let exported = &self.files.exported;
+                if let Err(error) = self.inner.shared.meta.forget_checkpoint(bit, exported.seq, exported.export) {
+                    tracing::error!(target_name = name, %error, "a checkpoint that was given up stays noted");
+                }
+            }
+        }
+        let busy = self.inner.busy.clone();
+        // The hold and the files go before anybody hears of the end.
+        drop(self);
+        busy.send_modify(|busy| {
+            busy.remove(&bit.index());
+        });
+    }
+
+    /// Does what can be done now. True: the checkpoint is complete.
+    async fn go_on(&mut self) -> Result<bool, Failure> {
+        match self.target.gate.state() {
+            Gate::Open => {}
+            Gate::Fenced { reason, .. } => return Err(Failure::Fenced(reason)),
+            Gate::Unknown | Gate::Blocked { .. } => return Ok(false),
+        }
+        self.upload_parts().await?;
+        if !self.is_whole()? {
+            return Ok(false);
+        }
+        self.complete().await?;
+        Ok(true)
+    }
+
+    fn key(&self, file: CheckpointFile) -> String {
+        key::checkpoint_part(self.files.exported.seq, self.files.exported.export, file)
+    }
+
+    async fn upload_parts(&mut self) -> Result<(), Failure> {
+        while let Some(part) = self.files.parts.get(self.uploaded).copied() {
+            let files = Arc::clone(&self.files);
+            let body = blocking(move || files.read(&part)).await?;
+            put_once(&self.target.target, &self.key(part.file), body).await?;
+            self.uploaded += 1;
+        }
+        Ok(())
+    }
+
+    /// True if everything that snapshot and slots name is on the target, and what is half in it is in segments.
+    fn is_whole(&mut self) -> Result<bool, Failure> {
+        let meta = &self.inner.shared.meta;
+        let exported = &self.files.exported;
+        let bit = self.target.bit;
+        if self.filled.is_none() {
+            let Some(records) = meta.slot_records(&exported.slots)? else { return Ok(false) };
+            self.filled = Some(Filled { units_end: meta.units_end(&exported.slots)?, records });
+            // The rows may go now, but a resyncer will take those above the snapshot from the journal.
+            match &self.hold {
+                Some(hold) if self.resync => hold.narrow(exported.seq.next()),
+                _ => self.hold = None,
+            }
+        }
+        let filled = self.filled.as_ref().expect("the slots were filled just now, or before");
+        if !meta.has_chunks_up_to(bit, &mut self.cursor, ChunkId(exported.chunk_high))?
+            || !meta.has_chunks_of(bit, &filled.records)?
+        {
+            return Ok(false);
+        }
+        if self.resync {
+            return Ok(true);
+        }
+        let shipped = meta.cursor(bit)?.shipped_seq;
+        if filled.units_end > exported.seq && shipped < filled.units_end {
+            return Ok(false);
+        }
+        if self.births.is_empty() {
+            return Ok(true);
+        }
+        let waiting = (self.inner.shared.births)(shipped);
+        Ok(self.births.is_disjoint(&waiting))
+    }
+
+    async fn complete(&self) -> Result<(), Failure> {
+        let filled = self.filled.as_ref().expect("a checkpoint that is whole has its slots filled");
+        let (meta, me) = (&self.inner.shared.meta, &self.inner.shared.me);
+        let exported = &self.files.exported;
+        let (slots, slots_count) = encode_slots(&filled.records);
+        let slots_part = Part::of(CheckpointFile::Slots, &slots);
+        put_once(&self.target.target, &self.key(CheckpointFile::Slots), slots.into()).await?;
+
+        // T7: the last moment to notice that somebody else writes here.
+        let own = Own::of(meta, self.target.bit)?;
+        if let Some((epoch, writer)) = contact::fenced_by(&self.target.target, &own).await? {
+            return Err(Failure::Fenced(format!("writer {writer} took epoch {epoch}, ours is {}", own.epoch)));
+        }
+        let complete = Complete {
+            filesystem: me.filesystem,
+            target: own.cursor.id,
+            epoch: me.epoch,
+            writer: me.writer,
+            seq: exported.seq,
+            replay_from: self.replay_from,
+            sqlite_bytes: exported.bytes,
+            parts: self.files.parts.clone(),
+            slots: slots_part,
+            slots_count,
+            inodes: exported.inodes,
+            chunks: exported.chunks,
+            chunk_bytes: exported.chunk_bytes,
+            created: self.created,
+        };
+        let bytes = self.files.parts.iter().map(|part| part.bytes).sum::<u64>() + slots_part.bytes;
+        put_once(&self.target.target, &self.key(CheckpointFile::Complete), complete.encode().into()).await?;
+        self.target.target.check_place().await?;
+        meta.complete_checkpoint(self.target.bit, exported.seq, exported.export, bytes, self.then)?;
+        Ok(())
+    }
+
+    /// Removes what no restore will want any more: our checkpoints but the newest two and what is older than those,
+    /// leftovers of those given up, and the segments before the older one's.
+    async fn trim(&self) -> Result<(), Failure> {
+        let meta = &self.inner.shared.meta;
+        let (bit, target) = (self.target.bit, &self.target.target);
+        let rows = meta.checkpoints(bit)?;
+        let plan = plan_trim(&list(target, key::CHECKPOINTS).await?, &rows);
+        for key in &plan.remove {
+            target.delete(key).await?;
+        }
+        let Some(older) = plan.older else { return Ok(()) };
+        for row in rows.iter().filter(|row| row.complete && row.seq < older.seq) {
+            meta.forget_checkpoint(bit, row.seq, row.export)?;
+        }
+        let newest = meta.cursor(bit)?.confirmed.map(|confirmed| confirmed.n);
+        for object in list(target, key::JOURNAL).await? {
+            if let Key::Segment { n, .. } = key::parse(&object)
+                // The newest is how contact knows the target again (T7).
+                && n < older.replay_from && newest.is_some_and(|newest| n < newest)
+            {
+                target.delete(&object).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What goes of a target's checkpoints.
+#[derive(Debug, PartialEq, Eq)]
+struct TrimPlan {
+    /// The older one of the two that stay; `None` while there are not two.
+    older: Option<CheckpointRow>,
+    /// Keys, in the order in which they go: first what makes a checkpoint complete.
+    remove: Vec<String>,
+}
+
+/// Plans it from a listing and our rows. Pure. Complete checkpoints that have no row, of another lineage or from before a
+/// restore, do not count as ours, and go only when they are older than what stays.
+fn plan_trim(objects: &[String], rows: &[CheckpointRow]) -> TrimPlan {
+    let mut found: BTreeMap<(Seq, ExportId), Vec<(CheckpointFile, &String)>> = BTreeMap::new();
+    for object in objects {
+        if let Key::Checkpoint { seq, export, file } = key::parse(object) {
+            found.entry((seq, export)).or_default().push((file, object));
+        }
+    }
+    let is_complete =
+        |files: &[(CheckpointFile, &String)]| files.iter().any(|(file, _)| *file == CheckpointFile::Complete);
+    let stays: Vec<&CheckpointRow> = rows
+        .iter()
+        .rev()
+        .filter(|row| row.complete && found.get(&(row.seq, row.export)).is_some_and(|files| is_complete(files)))
+        .take(KEPT)
+        .collect();
+    let older = stays.get(KEPT - 1).map(|row| **row);
+    let mut remove = Vec::new();
+    for ((seq, export), mut files) in found {
+        let row = rows.iter().find(|row| (row.seq, row.export) == (seq, export));
+        let goes = match row {
+            Some(row) if !row.complete => false,
+            _ if is_complete(&files) => older.is_some_and(|older| seq < older.seq),
+            _ => true,
+        };
+        if goes {
+            files.sort_by_key(|(file, _)| *file != CheckpointFile::Complete);
+            remove.extend(files.into_iter().map(|(_, object)| object.clone()));
+        }
+    }
+    TrimPlan { older, remove }
+}
+
+/// All keys under a prefix.
+async fn list(target: &DynTarget, prefix: &str) -> target::Result<Vec<String>> {
+    let mut keys: Vec<String> = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = target.list(prefix, after.as_deref()).await?;
+        keys.extend(page.objects.into_iter().map(|object| object.key));
+        match page.next {
+            Some(next) if Some(&next) > after.as_ref() => after = Some(next),
+            Some(next) => {
+                let message = format!("the listing goes round in circles at {next:?}");
+                return Err(target::Error {
+                    kind: Kind::Invalid,
+                    class: target::Class::Temporary,
+                    operation: "list",
+                    key: prefix.to_owned(),
+                    message,
+                    retry_after: None,
+                });
+            }
+            None => return Ok(keys),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "checkpoint_tests.rs"]
+mod tests;
