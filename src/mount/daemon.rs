@@ -246,8 +246,16 @@ impl Daemon {
             let outcome = if *read_only {
                 Ok(Unmounted { seq: live.meta.head().0 })
             } else {
+                let whole = async {
+                    let outcome = finish(live, ending).await;
+                    if outcome.is_ok() {
+                        // The targets are whole without; the next restore is faster with them.
+                        _ = tokio::time::timeout(ending.rest(), live.replication.last_checkpoints()).await;
+                    }
+                    outcome
+                };
                 tokio::select! {
-                    outcome = finish(live, ending) => outcome,
+                    outcome = whole => outcome,
                     () = ending.hand_over_asked() => Err(Error::failed("a new mount took over")),
                     () = signals.next() => Err(Error::failed("ended by a signal")),
                 }

@@ -1,17 +1,18 @@
-//! Replication as the mount runs it: one driver for the chunks, one shipper per target for the journal.
+//! Replication as the mount runs it: one driver for the chunks, one shipper per target for the journal, and checkpoints.
 //!
 //! Owns: starting and stopping them together, what they say to `status`.
 //! Does not own: what they do (`crate::replication`).
 
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinHandle;
 
 use crate::clock;
 use crate::control::status::Health;
 use crate::id::{Seq, TargetBit};
 use crate::meta::{Meta, Result};
+use crate::replication::checkpoint::{CheckpointTarget, Checkpointer, Thresholds};
 use crate::replication::contact::{Asked, Me};
 use crate::replication::driver::{self, Driver, DriverTarget};
 use crate::replication::gate::{Gate, GateWatch, gate};
@@ -26,6 +27,7 @@ pub struct Replication {
     driver: Option<Driver>,
     gates: Vec<(TargetBit, GateWatch)>,
     shippers: RwLock<Vec<Arc<Shipper>>>,
+    checkpointer: Mutex<Option<Arc<Checkpointer>>>,
 }
 
 /// While it lives, shippers know that somebody waits.
@@ -42,7 +44,7 @@ impl Drop for Hurrying {
 impl Replication {
     /// Nothing is replicated.
     pub fn none() -> Replication {
-        Replication { driver: None, gates: Vec::new(), shippers: RwLock::default() }
+        Replication { driver: None, gates: Vec::new(), shippers: RwLock::default(), checkpointer: Mutex::default() }
     }
 
     /// Starts it for these targets. Must be called within a tokio runtime.
@@ -57,15 +59,29 @@ impl Replication {
             holds: Arc::default(),
         };
         let (mut gates, mut driven, mut shippers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut checkpointed = Vec::new();
         for asked in targets {
             let (keeper, watch) = gate(Gate::Unknown);
             gates.push((asked.bit, watch.clone()));
+            checkpointed.push(CheckpointTarget {
+                bit: asked.bit,
+                name: asked.name.clone(),
+                target: asked.target.clone(),
+                gate: watch.clone(),
+            });
             let target = asked.target.clone();
             shippers.push(Arc::new(Shipper::start(shared.clone(), asked.bit, &asked.name, target, keeper)));
             driven.push(DriverTarget { bit: asked.bit, name: asked.name, target: asked.target, gate: watch });
         }
         let driver = Driver::start(meta.clone(), files.chunk_files().clone(), driven, driver::Options::default())?;
-        Ok(Replication { driver: Some(driver), gates, shippers: RwLock::new(shippers) })
+        let exports = meta.path().with_file_name("export");
+        let checkpointer = Checkpointer::start(shared, checkpointed, exports, Thresholds::default())?;
+        Ok(Replication {
+            driver: Some(driver),
+            gates,
+            shippers: RwLock::new(shippers),
+            checkpointer: Mutex::new(Some(Arc::new(checkpointer))),
+        })
     }
 
     /// Whether a target may be written to.
@@ -116,8 +132,21 @@ impl Replication {
         Box::new(Hurrying(self.shippers.read().iter().map(wait).collect()))
     }
 
+    /// Takes the checkpoints that are due at the end of a mount (T3); the caller bounds the time.
+    pub async fn last_checkpoints(&self) {
+        let checkpointer = self.checkpointer.lock().clone();
+        if let Some(checkpointer) = checkpointer {
+            checkpointer.finish().await;
+        }
+    }
+
     /// Stops everything; what is under way is sent by the next mount.
     pub async fn stop(&self) {
+        // One that is waited for still ends with that waiter.
+        let checkpointer = self.checkpointer.lock().take().and_then(Arc::into_inner);
+        if let Some(checkpointer) = checkpointer {
+            checkpointer.stop().await;
+        }
         let shippers = std::mem::take(&mut *self.shippers.write());
         // One that a waiter still holds ends with that waiter.
         let owned = shippers.into_iter().filter_map(Arc::into_inner);

@@ -38,6 +38,8 @@ use crate::target::{self, DynTarget, Kind};
 
 /// Checkpoints that stay on a target.
 const KEPT: usize = 2;
+/// Looks that pass by after one failed for a reason that does not lie in the target.
+const AFTER_FAILURE: u32 = 60;
 
 /// When a checkpoint is due (T3).
 #[derive(Debug, Clone, Copy)]
@@ -135,6 +137,8 @@ struct Inner {
     busy: watch::Sender<HashSet<u8>>,
     /// When the last one of each target was complete; before that, when the mount began.
     completed: Mutex<BTreeMap<u8, Instant>>,
+    /// When one of a target was last given up: not tried again at once.
+    given_up: Mutex<BTreeMap<u8, Instant>>,
     began: Instant,
     tasks: Mutex<JoinSet<()>>,
     /// One export at a time.
@@ -158,6 +162,7 @@ impl Checkpointer {
             thresholds,
             busy: watch::Sender::new(HashSet::new()),
             completed: Mutex::default(),
+            given_up: Mutex::default(),
             began: clock::instant(),
             tasks: Mutex::new(JoinSet::new()),
             exporting: tokio::sync::Mutex::new(()),
@@ -173,7 +178,7 @@ impl Checkpointer {
                 }
                 // A disk without room for an export will not have it a second later.
                 let taken = looking.take_due(Occasion::Running).await;
-                pause = looking.thresholds.look * if taken { 1 } else { 60 };
+                pause = looking.thresholds.look * if taken { 1 } else { AFTER_FAILURE };
             }
         });
         Ok(Checkpointer { inner, stop, task })
@@ -245,6 +250,11 @@ impl Inner {
             let busy = self.busy.borrow().contains(&target.bit.index());
             let Some(row) = rows.iter().find(|row| row.bit == target.bit) else { continue };
             if busy || target.gate.state() != Gate::Open {
+                continue;
+            }
+            let given_up = self.given_up.lock().get(&target.bit.index()).copied();
+            let recently = |at: Instant| clock::instant().since(at) < self.thresholds.look * AFTER_FAILURE;
+            if occasion == Occasion::Running && given_up.is_some_and(recently) {
                 continue;
             }
             let cursor = self.shared.meta.cursor(target.bit)?;
@@ -373,6 +383,7 @@ impl Job {
             }
             Err(failure) => {
                 tracing::warn!(target_name = name, error = %failure, "checkpoint given up");
+                self.inner.given_up.lock().insert(bit.index(), clock::instant());
                 let exported = &self.files.exported;
                 if let Err(error) = self.inner.shared.meta.forget_checkpoint(bit, exported.seq, exported.export) {
                     tracing::error!(target_name = name, %error, "a checkpoint that was given up stays noted");
