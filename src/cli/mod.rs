@@ -20,6 +20,7 @@ mod mount;
 mod output;
 mod progress;
 mod reach;
+mod restore;
 mod status;
 mod target;
 mod umount;
@@ -49,6 +50,7 @@ enum Command {
     Flush(flush::Flush),
     Status(status::Status),
     Whereis(whereis::Whereis),
+    Restore(restore::Restore),
     Check(check::Check),
     Target(target::Target),
 }
@@ -62,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Flush(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::Whereis(command) => command.run(),
+        Command::Restore(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Target(command) => command.run(),
     };

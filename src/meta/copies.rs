@@ -5,8 +5,9 @@
 
 use rusqlite::params;
 
+use super::placement::ChunkTodo;
 use super::{Meta, Result, inode, journal, target};
-use crate::id::{InodeId, ManifestId, Seq, TargetBit};
+use crate::id::{ChunkId, InodeId, ManifestId, Seq, TargetBit};
 
 /// What the targets hold of one inode's committed content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +92,23 @@ impl Meta {
                      ON d.parent = b.ino) SELECT coalesce(max(i.last_seq), 0) FROM below b JOIN inode i ON i.ino = b.ino",
                 )?
                 .query_row([ino], |row| row.get(0))?)
+        })
+    }
+
+    /// Up to `limit` chunks that files refer to and that have no bytes on this machine, after `after`, by id; with the mask
+    /// of targets that hold them.
+    pub fn chunks_elsewhere(&self, after: ChunkId, limit: usize) -> Result<Vec<(ChunkTodo, u64)>> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached(
+                "SELECT c.id, c.hash, c.length, c.placed FROM chunk c WHERE c.id > ?1 AND c.dead_seq IS NULL \
+                 AND NOT EXISTS (SELECT 1 FROM location l WHERE l.chunk = c.id) ORDER BY c.id LIMIT ?2",
+            )?;
+            let rows = statement.query_map(params![after, limit as i64], |row| {
+                let chunk =
+                    ChunkTodo { id: row.get(0)?, hash: row.get(1)?, length: row.get::<_, i64>(2)?.max(0) as u64 };
+                Ok((chunk, row.get::<_, i64>(3)? as u64))
+            })?;
+            rows.map(|row| Ok(row?)).collect()
         })
     }
 

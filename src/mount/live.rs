@@ -38,7 +38,10 @@ impl Parts for Live {
     }
 
     fn settle(&self) -> Result<Seq, Error> {
-        self.files.rotate().map_err(|e| Error::failed(format!("give open files their place in history: {e}")))
+        let seq =
+            self.files.rotate().map_err(|e| Error::failed(format!("give open files their place in history: {e}")))?;
+        self.files.births().settled_all();
+        Ok(seq)
     }
 
     fn dirty(&self, inode: Option<InodeId>) -> Dirty {

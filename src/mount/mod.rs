@@ -9,6 +9,7 @@ pub mod background;
 pub mod daemon;
 pub mod drain;
 pub mod ending;
+pub mod fill;
 pub mod fuse_options;
 pub mod live;
 pub mod log;

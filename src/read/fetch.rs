@@ -241,6 +241,10 @@ impl Fetcher {
             return;
         }
         let name = fetched_path(&wanted.hash);
+        // A reader that planned before an earlier flight came to its end began this one. What has a row is being read.
+        if self.meta.has_chunk_file(&name).unwrap_or(true) {
+            return;
+        }
         let stored = (|| -> std::io::Result<()> {
             use std::io::Write;
             // What stands there without a row was cut off in the middle.
@@ -271,4 +275,30 @@ enum Problem {
     Absent,
     /// Anything else: try again some other time.
     Failed(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::file::ChunkFiles;
+    use crate::chunk::space::Limits;
+    use crate::meta::testing::store;
+
+    /// Failed as a short read of a restored mount: the file was made anew under readers.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn regression_a_chunk_that_is_here_is_not_written_again_under_its_readers() {
+        let (dir, meta) = store();
+        let meta = Arc::new(meta);
+        let open_files = Arc::new(OpenFiles::new(ChunkFiles::new(dir.path()).unwrap()));
+        let space = Arc::new(Space::new(dir.path(), Limits { used_max: u64::MAX, free_min: 0 }, 0));
+        let evictor = Arc::new(Evictor::new(meta.clone(), open_files.clone(), space.clone()));
+        let fetcher = Fetcher::new(meta.clone(), open_files.clone(), space, evictor, tokio::runtime::Handle::current());
+        let bytes = Bytes::from_static(b"bytes of a chunk");
+        let wanted = Wanted { chunk: ChunkId(1), hash: ChunkHash::of(&bytes), length: bytes.len() as u64, placed: 1 };
+        fetcher.store(&wanted, &bytes);
+        let path = open_files.files().locate(&fetched_path(&wanted.hash));
+        let first = std::os::unix::fs::MetadataExt::ino(&path.metadata().unwrap());
+        fetcher.store(&wanted, &bytes);
+        assert_eq!(std::os::unix::fs::MetadataExt::ino(&path.metadata().unwrap()), first);
+    }
 }

@@ -56,6 +56,11 @@ impl Births {
         }
     }
 
+    /// Somebody waits for history as it is: what has no content by now is empty, and its create waits for nothing.
+    pub fn settled_all(&self) {
+        self.waiting.lock().retain(|_, birth| birth.slot.is_some());
+    }
+
     /// The inodes whose `create` must not ship alone, for a reader that has read the journal up to `window`: those open
     /// without a slot for less than [`BIRTH_WAIT_MAX`], and those whose slot the reader has not seen.
     pub fn waiting(&self, window: Seq, now: Instant) -> Vec<InodeId> {
@@ -70,6 +75,17 @@ impl Births {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flush_does_not_wait_for_the_content_of_an_empty_open_file() {
+        let births = Births::default();
+        let now = Instant::START;
+        births.born(InodeId(5), now);
+        births.born(InodeId(6), now);
+        births.has_slot(InodeId(6), Seq(12));
+        births.settled_all();
+        assert_eq!(births.waiting(Seq(10), now), [InodeId(6)], "content that has its place is waited for");
+    }
 
     #[test]
     fn o2_a_birth_waits_for_its_slot_to_be_seen() {

@@ -1,0 +1,59 @@
+//! However the daemon or its mount ends, nothing is lost and the next mount goes on.
+
+use std::process::Command;
+
+use crate::support::mounted::{Mounted, Place, wait_for};
+use crate::support::run::{program, succeed};
+use crate::support::tree::{self, Depth, assert_same, make_awkward};
+
+fn check_next_mount_goes_on(end: impl FnOnce(Mounted<'_>)) {
+    let place = Place::new(&["a", "b"]);
+    make_awkward(&place.path("original"));
+    let mounted = place.mount();
+    program("cp", ["-a".as_ref(), place.path("original").as_os_str(), place.mnt().join("copy").as_os_str()]);
+    let before = tree::read(&place.mnt(), Depth::Restored);
+    end(mounted);
+    assert!(std::fs::read_dir(place.mnt()).unwrap().next().is_none(), "unmounted");
+    let mounted = place.mount();
+    assert_same("after the next mount", &before, &tree::read(&place.mnt(), Depth::Restored));
+    mounted.umount();
+    std::fs::remove_dir_all(place.path("state")).unwrap();
+    std::fs::remove_dir_all(place.path("a")).unwrap();
+    assert_eq!(place.restore("new", &[place.uri("b")]).code, 0);
+    let mounted = place.mount_read_only("new");
+    assert_same("restored", &before, &tree::read(&place.mnt(), Depth::Restored));
+    mounted.umount();
+}
+
+#[test]
+fn after_plain_umount() {
+    check_next_mount_goes_on(|mounted| {
+        succeed(Command::new("umount").arg(mounted.path("")));
+        mounted.wait_end();
+    });
+}
+
+#[test]
+fn after_sigterm() {
+    check_next_mount_goes_on(|mounted| {
+        let pid = mounted.daemon().unwrap();
+        program("kill", [pid.to_string()]);
+        mounted.wait_end();
+    });
+}
+
+#[test]
+fn after_kill_9() {
+    check_next_mount_goes_on(|mounted| mounted.kill());
+}
+
+#[test]
+fn two_mounts_on_one_state_directory_refuse_each_other() {
+    let place = Place::new(&["a"]);
+    let mounted = place.mount();
+    let second = crate::support::run::finish(&mut place.mount_command("state"));
+    assert_ne!(second.code, 0);
+    assert!(second.stderr.contains("hint: "), "{}", second.stderr);
+    wait_for("the first still answers", || mounted.status()["journal_seq"].is_u64());
+    mounted.umount();
+}

@@ -1,0 +1,8 @@
+//! Real mounts, driven through the built program. Needs root and `/dev/fuse`.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod interruption;
+mod programs;
+mod whole_targets;

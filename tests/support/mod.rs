@@ -1,0 +1,8 @@
+//! What the tests that drive the built program share.
+//!
+//! Each test binary uses a part of it.
+#![allow(dead_code)]
+
+pub mod mounted;
+pub mod run;
+pub mod tree;

@@ -1,0 +1,57 @@
+//! Running programs and saying what they said.
+
+use std::ffi::OsStr;
+use std::process::{Command, Output, Stdio};
+
+/// The program under test.
+pub fn tandemfs() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tandemfs"));
+    command.stdin(Stdio::null()).env("TANDEMFS_LOG", "tandemfs=debug,info").env_remove("AWS_CA_BUNDLE");
+    command
+}
+
+/// What a finished program left.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs a command to its end.
+pub fn finish(command: &mut Command) -> Finished {
+    let Output { status, stdout, stderr } = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    Finished {
+        code: status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&stderr).into_owned(),
+    }
+}
+
+/// Runs a command that must succeed, and returns its stdout.
+pub fn succeed(command: &mut Command) -> String {
+    let finished = finish(command);
+    assert_eq!(finished.code, 0, "{command:?} failed\nstdout: {}\nstderr: {}", finished.stdout, finished.stderr);
+    finished.stdout
+}
+
+/// Runs another program that must succeed.
+pub fn program<I: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Item = I>) -> String {
+    succeed(Command::new(name).args(arguments).stdin(Stdio::null()))
+}
+
+/// Runs a line of shell in `directory`; it must succeed.
+pub fn shell(directory: &std::path::Path, line: &str) -> String {
+    succeed(Command::new("bash").args(["-euo", "pipefail", "-c", line]).current_dir(directory).stdin(Stdio::null()))
+}
+
+/// True if the programs are installed; says aloud which is not.
+pub fn installed(names: &[&str]) -> bool {
+    names.iter().all(|name| {
+        let found = Command::new("sh").args(["-c", &format!("command -v {name}")]).output().unwrap().status.success();
+        if !found {
+            eprintln!("SKIPPED: no {name} on this machine");
+        }
+        found
+    })
+}
