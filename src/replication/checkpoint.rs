@@ -474,11 +474,14 @@ impl Job {
         if let Some((epoch, writer)) = contact::fenced_by(&self.target.target, &own).await? {
             return Err(Failure::Fenced(format!("writer {writer} took epoch {epoch}, ours is {}", own.epoch)));
         }
+        // A lineage is made of the writers of segments: a mount that writes a checkpoint and no segment is in nobody's
+        // `parent`. So a checkpoint is signed by the writer of the newest segment that it goes on from.
+        let (epoch, writer) = own.cursor.built.map_or((me.epoch, me.writer), |built| (built.epoch, built.writer));
         let complete = Complete {
             filesystem: me.filesystem,
             target: own.cursor.id,
-            epoch: me.epoch,
-            writer: me.writer,
+            epoch,
+            writer,
             seq: exported.seq,
             replay_from: self.replay_from,
             sqlite_bytes: exported.bytes,

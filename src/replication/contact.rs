@@ -340,7 +340,8 @@ pub async fn announce(meta: &Arc<Meta>, target: &DynTarget, me: &Me, bit: Target
         writer: built.writer,
         n: built.n,
         hash: built.hash,
-        seq: built.seq,
+        // A complete checkpoint may know more than the segments, and must not look like discarded history to a restore.
+        seq: built.seq.max(own.cursor.shipped_seq),
     });
     let announcement = Writer {
         filesystem: me.filesystem,
