@@ -15,6 +15,7 @@
 
 mod check;
 mod configured;
+mod demo;
 mod flush;
 mod mount;
 mod output;
@@ -53,6 +54,7 @@ enum Command {
     Restore(restore::Restore),
     Check(check::Check),
     Target(target::Target),
+    Demo(demo::Demo),
 }
 
 /// Runs the command that the process was started with.
@@ -67,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Restore(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Target(command) => command.run(),
+        Command::Demo(command) => command.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

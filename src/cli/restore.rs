@@ -13,6 +13,7 @@ use crate::format::key;
 use crate::format::superblock::{BYTES_MAX, Superblock};
 use crate::mount::{fill, log};
 use crate::restore::{self, Report, Source, Step};
+use crate::target::DynTarget;
 
 /// Rebuild a filesystem from targets alone
 ///
@@ -58,7 +59,7 @@ impl Restore {
         output::print(&format!(
             "now mount it: tandemfs mount MOUNTPOINT --state-dir {} {}\n",
             state_dir.display(),
-            arguments(&self.config, &targets)
+            arguments(&self.config, &named, &targets)
         ))
     }
 }
@@ -143,11 +144,7 @@ fn text(report: &Report) -> String {
     text
 }
 
-fn fetch_all(
-    state_dir: &std::path::Path,
-    targets: &[(String, crate::target::DynTarget)],
-    total: u64,
-) -> Result<(), Error> {
+fn fetch_all(state_dir: &std::path::Path, targets: &[(String, DynTarget)], total: u64) -> Result<(), Error> {
     log::start(state_dir, false).map_err(|e| Error::failed(format!("write a log in {}: {e}", state_dir.display())))?;
     let style = ProgressStyle::with_template("fetching [{bar:30}] {binary_bytes} of {binary_total_bytes}, {eta} to go")
         .expect("the template is valid");
@@ -162,13 +159,11 @@ fn fetch_all(
 }
 
 /// How the same targets are named at the mount.
-fn arguments(config: &Option<PathBuf>, targets: &[TargetConfig]) -> String {
-    match config {
-        Some(path) => format!("--config {}", path.display()),
-        None => {
-            let arguments: Vec<String> =
-                targets.iter().map(|target| format!("--target NAME='{}'", target.uri)).collect();
-            arguments.join(" ")
-        }
+fn arguments(config: &Option<PathBuf>, named: &[(String, DynTarget)], targets: &[TargetConfig]) -> String {
+    if let Some(path) = config {
+        return format!("--config {}", path.display());
     }
+    let argument =
+        |((name, _), target): (&(String, DynTarget), &TargetConfig)| format!("--target {name}='{}'", target.uri);
+    named.iter().zip(targets).map(argument).collect::<Vec<_>>().join(" ")
 }

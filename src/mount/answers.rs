@@ -13,6 +13,7 @@ use crate::control::protocol::{CopyState, Whereis, WhereisTarget};
 use crate::control::status::{self, Filesystem, Mode, Status, Unreplicated};
 use crate::control::{self, Error, ErrorKind, Flush, Flushed, ProgressSender, Wait};
 use crate::id::{InodeId, Seq, TargetBit};
+use crate::meta::copies::{Copies, TargetCopy};
 use crate::meta::placement::Tally;
 use crate::meta::target::{self, TargetRow};
 use crate::meta::{self, inode::Inode};
@@ -101,13 +102,26 @@ pub fn whereis(parts: &dyn Parts, paths: &[control::Path]) -> Result<Vec<Whereis
 
 fn whereis_one(parts: &dyn Parts, path: &control::Path) -> Result<Whereis, Error> {
     let inode = resolve(parts, path)?;
-    let copies = parts.meta().copies(inode.ino).map_err(internal)?;
-    let dirty = parts.dirty(Some(inode.ino));
+    let (copies, targets) = copies(parts, inode.ino).map_err(internal)?;
+    let unsealed = copies.unsealed || parts.dirty(Some(inode.ino)).files > 0;
+    Ok(Whereis {
+        path: path.clone(),
+        inode: inode.ino.0,
+        size: copies.size,
+        // Bytes not sealed yet are nowhere else.
+        local_bytes: if unsealed { copies.size } else { copies.local_bytes },
+        targets,
+    })
+}
+
+/// What each target holds of an inode.
+fn copies(parts: &dyn Parts, ino: InodeId) -> meta::Result<(Copies, Vec<WhereisTarget>)> {
+    let copies = parts.meta().copies(ino)?;
+    let dirty = parts.dirty(Some(ino));
     let unsealed = copies.unsealed || dirty.files > 0;
-    let names: BTreeMap<TargetBit, TargetRow> =
-        parts.meta().targets().map_err(internal)?.into_iter().map(|row| (row.bit, row)).collect();
-    let targets = copies.targets.iter().filter_map(|copy| {
-        let row = names.get(&copy.bit)?;
+    let rows: BTreeMap<TargetBit, TargetRow> = parts.meta().targets()?.into_iter().map(|row| (row.bit, row)).collect();
+    let state = |copy: &TargetCopy| {
+        let row = rows.get(&copy.bit)?;
         let safe = !unsealed && copy.lacking_bytes == 0 && copy.shipped_seq >= copies.last_seq;
         let stuck = !row.initialised || !matches!(parts.gate(copy.bit), Gate::Open | Gate::Unknown);
         Some(WhereisTarget {
@@ -119,15 +133,26 @@ fn whereis_one(parts: &dyn Parts, path: &control::Path) -> Result<Whereis, Error
             },
             pending_bytes: copy.lacking_bytes + dirty.bytes,
         })
-    });
-    Ok(Whereis {
-        path: path.clone(),
-        inode: inode.ino.0,
-        size: copies.size,
-        // Bytes not sealed yet are nowhere else.
-        local_bytes: if unsealed { copies.size } else { copies.local_bytes },
-        targets: targets.collect(),
-    })
+    };
+    let targets = copies.targets.iter().filter_map(state).collect();
+    Ok((copies, targets))
+}
+
+/// The value of `user.tandemfs.targets`: `aws=safe oss=pending`.
+pub fn targets_attribute(parts: &dyn Parts, ino: InodeId) -> meta::Result<String> {
+    let (_, targets) = copies(parts, ino)?;
+    let words: Vec<String> = targets
+        .iter()
+        .map(|target| {
+            let state = match target.state {
+                CopyState::Safe => "safe",
+                CopyState::Pending => "pending",
+                CopyState::Absent => "absent",
+            };
+            format!("{}={state}", target.name)
+        })
+        .collect();
+    Ok(words.join(" "))
 }
 
 /// Answers `flush`.
@@ -202,6 +227,8 @@ mod tests {
         let found = whereis(&parts, &[control::Path(b"f".to_vec())]).unwrap();
         let states: Vec<_> = found[0].targets.iter().map(|target| target.state).collect();
         assert_eq!(states, [CopyState::Safe, CopyState::Absent]);
+        let ino = parts.meta().resolve(b"f").unwrap().ino;
+        assert_eq!(targets_attribute(&parts, ino).unwrap(), "a=safe b=absent");
         let error = whereis(&parts, &[control::Path(b"g".to_vec())]).unwrap_err();
         assert_eq!(error.kind, ErrorKind::NotFound);
     }

@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::background::Readiness;
 use super::drain::{self, Goal};
 use super::ending::Ending;
-use super::live::Live;
+use super::live::{Attribute, Live};
 use super::nesting::{self, Place};
 use super::parts::Parts;
 use super::replication::Replication;
@@ -182,6 +182,7 @@ impl Daemon {
             Replication::start(&meta, &files, asked).map_err(internal)?
         };
         let live = Arc::new(Live { meta: meta.clone(), files: files.clone(), space: space.clone(), replication });
+        vfs.answer_targets(Box::new(Attribute(live.clone())));
         let tasks = start_tasks(&runtime, &config, &live, &evictor).map_err(threads_failed)?;
 
         let ending = Arc::new(Ending::new(if read_only { Duration::ZERO } else { config.shutdown_timeout }));

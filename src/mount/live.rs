@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::answers;
 use super::parts::{Dirty, Parts};
 use super::replication::Replication;
 use crate::chunk::space::Space;
@@ -10,6 +11,7 @@ use crate::control::status::{Attention, Cache, Health};
 use crate::id::{InodeId, Seq, TargetBit};
 use crate::meta::Meta;
 use crate::replication::gate::Gate;
+use crate::vfs::xattr::Targets;
 use crate::write::Files;
 
 /// The running parts.
@@ -66,5 +68,14 @@ impl Parts for Live {
 
     fn attention(&self) -> Vec<Attention> {
         Vec::new()
+    }
+}
+
+/// The virtual attribute `user.tandemfs.targets`.
+pub struct Attribute(pub Arc<Live>);
+
+impl Targets for Attribute {
+    fn targets(&self, ino: InodeId) -> crate::meta::Result<String> {
+        answers::targets_attribute(&*self.0, ino)
     }
 }

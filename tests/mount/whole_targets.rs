@@ -20,6 +20,9 @@ fn status_becomes_safe_after_flush_and_names_every_target() {
     assert_eq!(names, ["a", "b"]);
     assert_eq!(status["targets"][0]["pending_bytes"], 0);
 
+    let mut value = [0u8; 100];
+    let length = rustix::fs::getxattr(mounted.path("f"), "user.tandemfs.targets", &mut value).unwrap();
+    assert_eq!(&value[..length], b"a=safe b=safe");
     let whereis = finish(tandemfs().arg("whereis").arg(mounted.path("f")));
     assert_eq!(whereis.code, 0, "{}", whereis.stderr);
     assert_eq!(whereis.stdout.matches("safe").count(), 2, "{}", whereis.stdout);
