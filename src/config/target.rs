@@ -166,7 +166,8 @@ fn find(scheme: &str) -> Result<Service> {
 
 fn directory(parsed: &Parsed, table: &Options) -> Result<Location> {
     if let Some(key) = table.keys().next() {
-        return Err(Error::new(format!("a directory target has no option {key:?}")));
+        return Err(Error::new(format!("a directory target has no option {key:?}"))
+            .maybe_hint(suggest::hint(key, super::file::TARGET_KEYS)));
     }
     let path = Path::new(&parsed.rest);
     if !path.is_absolute() || path.components().any(|part| part == std::path::Component::ParentDir) {

@@ -51,6 +51,7 @@ impl Target {
 
 impl From<config::Error> for Error {
     fn from(error: config::Error) -> Error {
-        Error { kind: ErrorKind::Usage, message: error.to_string(), hint: error.hint }
+        let hint = error.hint.clone().unwrap_or_else(|| "mount-examples/ has configurations to start from".into());
+        Error::new(ErrorKind::Usage, error.to_string()).hint(hint)
     }
 }

@@ -259,6 +259,11 @@ impl Error {
             Error::TwoWriters(_) => {
                 Some("restore from one target alone: name the one whose history shall count".into())
             }
+            Error::NotATarget { .. } => {
+                Some("check the URI: a target has a tandemfs.json right below its prefix".into())
+            }
+            Error::DifferentFilesystems { .. } => Some("restore them one by one, each into its own directory".into()),
+            Error::SameTarget { .. } => Some("name each target once".into()),
             Error::NotEmpty(_) => Some("name a directory that does not exist yet: --state-dir DIR".into()),
             Error::Nothing(_) => Some("add another target of the same filesystem: --from URI".into()),
             Error::Format { error: format::Error::Unsupported { .. }, .. } => {
