@@ -33,7 +33,7 @@ use crate::chunk::file::ChunkFiles;
 use crate::chunk::open::OpenFiles;
 use crate::chunk::space::{Limits, Space};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Acknowledge, Config, Policy};
 use crate::control::registry::{Entry, Registered, Registry};
 use crate::control::server::Server;
 use crate::control::{Error, ErrorKind, Unmounted, Wait};
@@ -97,6 +97,7 @@ struct Daemon {
 impl Daemon {
     fn start(options: Options) -> Result<Daemon, Error> {
         let Options { read_only, config, .. } = options;
+        check_policies(&config)?;
         let targets = Target::all(&config)?;
         let mountpoint = mountpoint::check(&options.mountpoint, options.fuse.nonempty)?;
         let state_path = match &options.state_dir {
@@ -283,6 +284,19 @@ impl Daemon {
         self.runtime.shutdown_timeout(Duration::from_secs(1));
         drop(self.state_dir);
     }
+}
+
+/// Stronger promises than this version keeps are refused, not ignored.
+fn check_policies(config: &Config) -> Result<(), Error> {
+    let Acknowledge { close, fsync, .. } = &config.acknowledge;
+    if *close == Policy::Cached && matches!(fsync, Policy::Cached | Policy::Local) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Usage,
+        format!("acknowledge: close = \"{close}\" with fsync = \"{fsync}\" is not possible in this version"),
+    )
+    .hint("leave them out: close = \"cached\" and fsync = \"local\"; to wait for targets use \"tandemfs flush\""))
 }
 
 /// D4: nothing may contain anything else.

@@ -54,7 +54,10 @@ pub fn fill(state_dir: &Path, targets: &[(String, DynTarget)], progress: impl Fn
         let mut after = ChunkId(0);
         loop {
             let page = meta.chunks_elsewhere(after, PAGE).map_err(internal)?;
-            let Some((last, _)) = page.last() else { return Ok::<_, Error>(()) };
+            let Some((last, _)) = page.last() else {
+                fetcher.landed().await;
+                return Ok::<_, Error>(());
+            };
             after = last.id;
             stream::iter(page)
                 .for_each_concurrent(FETCHES, |(chunk, placed)| {
@@ -70,8 +73,6 @@ pub fn fill(state_dir: &Path, targets: &[(String, DynTarget)], progress: impl Fn
                 .await;
         }
     })?;
-    // Waits until the last chunk is written, too.
-    drop(runtime);
     let mut missing = 0;
     let mut after = ChunkId(0);
     loop {

@@ -150,6 +150,13 @@ impl Fetcher {
             .clone()
     }
 
+    /// Waits until nothing flies any more and everything that came is kept.
+    pub async fn landed(&self) {
+        while !self.flights.lock().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     async fn fly(self: Arc<Self>, wanted: Wanted) -> Result<Bytes, Errno> {
         let result = match tokio::time::timeout(DEADLINE, self.ask_sources(&wanted)).await {
             Ok(result) => result,

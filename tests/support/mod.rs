@@ -5,4 +5,5 @@
 
 pub mod mounted;
 pub mod run;
+pub mod s3;
 pub mod tree;

@@ -92,7 +92,12 @@ pub struct Mounted<'a> {
     ended: bool,
 }
 
-impl Mounted<'_> {
+impl<'a> Mounted<'a> {
+    /// A mount that a test made with a command of its own.
+    pub fn found(place: &'a Place, state: &str) -> Mounted<'a> {
+        Mounted { place, state: state.into(), ended: false }
+    }
+
     /// A path in the mounted tree.
     pub fn path(&self, name: &str) -> PathBuf {
         self.place.mnt().join(name)
