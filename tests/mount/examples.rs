@@ -1,7 +1,7 @@
 //! The files in `mount-examples/` do what their comments say: with directories and loopback servers in place of disks and
 //! clouds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::mounted::{Mounted, Place};
@@ -22,7 +22,7 @@ fn example(place: &Place, name: &str, words: &[(&str, &str)]) -> PathBuf {
     path
 }
 
-fn check_example(place: &Place, configure: impl Fn(Command) -> Command, config: &PathBuf, lost: &str, left: &str) {
+fn check_example(place: &Place, configure: impl Fn(Command) -> Command, config: &Path, lost: &str, left: &str) {
     make_awkward(&place.path("original"));
     let run = |arguments: &[&str]| {
         let mut command = configure(tandemfs());
