@@ -1,7 +1,7 @@
 //! Chunks and the local files that hold their bytes.
 //!
-//! Owns: how a session's bytes are cut ([`layout`], pure), chunk files by name ([`file`]), open descriptors ([`open`]),
-//! how much local space is used and what may leave ([`cache`]).
+//! Owns: how a session's bytes are cut ([`layout`], pure), chunk files by name ([`mod@file`]), open descriptors ([`open`]),
+//! how much local space is used and what may leave ([`space`], [`evict`]).
 //! Does not own: rows that say which range of which file holds which chunk (`meta`), when to seal (`write`).
 
 pub mod evict;
