@@ -30,9 +30,11 @@ impl Umount {
         let entry = reach::mounted_at(&self.mountpoint)?;
         let mut client = reach::connect(&entry)?;
         let mut view = View::stderr();
+        // By force and without a time means now.
+        let timeout = self.timeout.or(self.force.then_some(Duration::ZERO));
         let request = control::Umount {
             // Rounded up: a timeout of a part of a second is not none at all.
-            timeout_seconds: self.timeout.map(|timeout| timeout.as_millis().div_ceil(1000) as u64),
+            timeout_seconds: timeout.map(|timeout| timeout.as_millis().div_ceil(1000) as u64),
             force: self.force,
         };
         let result = client.call::<Unmounted>(Op::Umount(request), |progress| view.show(&progress));
