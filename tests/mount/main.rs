@@ -3,7 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cache;
+mod damage;
+mod everyday;
 mod examples;
 mod interruption;
+mod outage;
 mod programs;
+mod upload;
 mod whole_targets;

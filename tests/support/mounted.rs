@@ -63,6 +63,12 @@ impl Place {
         Mounted { place: self, state: state.into(), ended: false }
     }
 
+    /// Mounts with another state directory and more arguments.
+    pub fn mount_with(&self, state: &str, arguments: &[&std::ffi::OsStr]) -> Mounted<'_> {
+        succeed(self.mount_command(state).args(arguments));
+        Mounted { place: self, state: state.into(), ended: false }
+    }
+
     /// Mounts with another state directory, without the right to write.
     pub fn mount_read_only(&self, state: &str) -> Mounted<'_> {
         succeed(self.mount_command(state).arg("--read-only"));

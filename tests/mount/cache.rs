@@ -1,0 +1,78 @@
+//! The local cache keeps to its limit (D1, D2) and never gives up what is not placed (promise 2).
+
+use std::io::Write;
+
+use crate::support::mounted::{Place, wait_for};
+use crate::support::run::program;
+use crate::support::tree::noise;
+
+/// The smallest limit there is.
+const LIMIT_MIB: u64 = 64;
+
+/// A place whose mounts read their targets and the limit from a file.
+fn limited() -> (Place, std::path::PathBuf) {
+    let place = Place::new(&[]);
+    let config = place.path("tandemfs.toml");
+    let text = format!(
+        "chunk_size = \"1 MiB\"\n[cache]\nlimit = \"{LIMIT_MIB} MiB\"\n[target.a]\nuri = \"fs://{}\"\n[target.b]\nuri = \"fs://{}\"\n",
+        place.path("a").display(),
+        place.path("b").display()
+    );
+    std::fs::write(&config, text).unwrap();
+    (place, config)
+}
+
+/// Bytes that chunk files take on disk.
+fn local_bytes(place: &Place) -> u64 {
+    let sizes = program(
+        "du",
+        ["-sB1".as_ref(), place.path("state/chunks").as_os_str(), place.path("state/fetched").as_os_str()],
+    );
+    sizes.lines().filter_map(|line| line.split('\t').next()?.parse::<u64>().ok()).sum()
+}
+
+#[test]
+fn d1_placed_content_leaves_and_comes_back_when_read() {
+    let (place, config) = limited();
+    let mounted = place.mount_with("state", &["--config".as_ref(), config.as_os_str()]);
+    for index in 0..40 {
+        std::fs::write(mounted.path(&format!("f{index}")), noise(index + 1, 4 << 20)).unwrap();
+    }
+    assert_eq!(mounted.command("flush", &["--timeout", "120"]).code, 0);
+    wait_for("the cache is within its limit", || local_bytes(&place) <= LIMIT_MIB << 20);
+    for index in 0..40 {
+        let content = std::fs::read(mounted.path(&format!("f{index}"))).unwrap();
+        assert!(content == noise(index + 1, 4 << 20), "f{index} comes back");
+    }
+    assert!(local_bytes(&place) <= LIMIT_MIB << 20);
+    mounted.umount();
+}
+
+#[test]
+fn d2_unplaced_content_fills_the_cache_until_enospc_and_nothing_is_dropped() {
+    let (place, config) = limited();
+    let mounted = place.mount_with("state", &["--config".as_ref(), config.as_os_str()]);
+    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    for target in ["a", "b"] {
+        std::fs::rename(place.path(target), place.path(&format!("{target}-away"))).unwrap();
+    }
+    let mut written = 0;
+    let refused = loop {
+        assert!(written < 2 * LIMIT_MIB, "{written} MiB went into a cache of {LIMIT_MIB}");
+        let path = mounted.path(&format!("f{written}"));
+        match std::fs::File::create(&path).and_then(|mut file| file.write_all(&noise(written + 1, 1 << 20))) {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "{refused}");
+    assert!(written >= LIMIT_MIB / 2, "only {written} MiB fit");
+    for index in 0..written {
+        assert!(std::fs::read(mounted.path(&format!("f{index}"))).unwrap() == noise(index + 1, 1 << 20), "f{index}");
+    }
+    for target in ["a", "b"] {
+        std::fs::rename(place.path(&format!("{target}-away")), place.path(target)).unwrap();
+    }
+    wait_for("writes go again", || std::fs::write(mounted.path("again"), noise(99, 1 << 20)).is_ok());
+    mounted.umount();
+}
