@@ -34,7 +34,9 @@ pub fn start() -> Result<(), Error> {
     let failed = |e: std::io::Error| Error::failed(format!("start the daemon: {e}"));
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| "tandemfs".into());
-    let mut child = Command::new("/proc/self/exe")
+    // By its path, so that `ps` shows the name; by the link where the file was replaced meanwhile.
+    let program = std::env::current_exe().ok().filter(|path| path.exists());
+    let mut child = Command::new(program.as_deref().unwrap_or(Path::new("/proc/self/exe")))
         .arg0(name)
         .args(arguments)
         .arg(REPORT_READY)
