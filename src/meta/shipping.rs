@@ -88,6 +88,13 @@ impl Meta {
         self.sync()
     }
 
+    /// Stores a segment without records that follows on the newest one built, and syncs. Nothing moves on but the chain.
+    pub fn store_empty_segment(&self, bit: TargetBit, segment: &Encoded) -> Result<()> {
+        assert_eq!(segment.count, 0, "a segment with records moves the position");
+        self.write(|tx| tx.append_segments(bit, std::slice::from_ref(segment)))?;
+        self.sync()
+    }
+
     /// The oldest segment of a target that is built and not confirmed.
     pub fn next_unconfirmed(&self, bit: TargetBit) -> Result<Option<StoredSegment>> {
         self.read(|conn| {
@@ -194,9 +201,22 @@ impl Tx<'_> {
         position: Seq,
         deferred: &[Seq],
     ) -> Result<()> {
-        let mut before = cursor(self.conn(), bit)?;
+        self.append_segments(bit, segments)?;
+        self.conn()
+            .prepare_cached("UPDATE target SET position = max(position, ?2) WHERE bit = ?1")?
+            .execute(params![bit, position])?;
+        // A checkpoint may have become complete since the window was read: what it covers waits for nothing any more.
+        let shipped = cursor(self.conn(), bit)?.shipped_seq;
+        let deferred: Vec<Seq> = deferred.iter().copied().filter(|seq| *seq > shipped).collect();
+        self.replace_deferred(bit, &deferred)
+    }
+
+    /// Appends to the chain of a target's segments.
+    fn append_segments(&mut self, bit: TargetBit, segments: &[Encoded]) -> Result<()> {
+        let before = cursor(self.conn(), bit)?;
+        let mut newest = before.built;
         for segment in segments {
-            let follows = before.built.map_or(SegmentNumber(0), |built| built.n).next();
+            let follows = newest.map_or(SegmentNumber(0), |built| built.n).next();
             if segment.place.n != follows || segment.place.target != before.id {
                 return Err(Error::Damaged(format!(
                     "segment {} of target {} does not follow on {follows}",
@@ -213,17 +233,13 @@ impl Tx<'_> {
             self.conn().prepare_cached("INSERT INTO segment VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(
                 params![bit, id.n, id.epoch, id.writer, segment.body, id.hash.to_string(), id.seq, segment.low_water],
             )?;
-            before.built = Some(id);
+            newest = Some(id);
         }
-        let Some(built) = before.built else { return Ok(()) };
+        let Some(built) = newest else { return Ok(()) };
         self.conn()
-            .prepare_cached(
-                "UPDATE target SET n = ?2, hash = ?3, epoch = ?4, writer = ?5, position = max(position, ?6) WHERE bit = ?1",
-            )?
-            .execute(params![bit, built.n, built.hash.to_string(), built.epoch, built.writer, position])?;
-        // A checkpoint may have become complete since the window was read: what it covers waits for nothing any more.
-        let deferred: Vec<Seq> = deferred.iter().copied().filter(|seq| *seq > before.shipped_seq).collect();
-        self.replace_deferred(bit, &deferred)
+            .prepare_cached("UPDATE target SET n = ?2, hash = ?3, epoch = ?4, writer = ?5 WHERE bit = ?1")?
+            .execute(params![bit, built.n, built.hash.to_string(), built.epoch, built.writer])?;
+        Ok(())
     }
 
     /// Writes the difference only: a long list changes little from round to round.
@@ -262,9 +278,20 @@ impl Tx<'_> {
             .prepare_cached(
                 "UPDATE target SET confirmed_n = ?2, confirmed_hash = ?3, confirmed_seq = max(confirmed_seq, ?4), \
                  confirmed_epoch = ?5, confirmed_writer = ?6, shipped_seq = max(shipped_seq, ?7), \
-                 segment_bytes = segment_bytes + ?8, segment_count = segment_count + 1 WHERE bit = ?1",
+                 segment_bytes = segment_bytes + ?8, segment_count = segment_count + ?9 WHERE bit = ?1",
             )?
-            .execute(params![bit, n, id.hash.to_string(), id.seq, id.epoch, id.writer, low_water, bytes])?;
+            .execute(params![
+                bit,
+                n,
+                id.hash.to_string(),
+                id.seq,
+                id.epoch,
+                id.writer,
+                low_water,
+                bytes,
+                // One without records is no activity that a later checkpoint would be due for.
+                i64::from(id.seq > Seq::ZERO)
+            ])?;
         Ok(cursor(self.conn(), bit)?.shipped_seq)
     }
 }

@@ -6,13 +6,15 @@
 //!
 //! ```text
 //! due ─▶ one export for all targets that are due ─▶ per target, each at its own speed:
-//!        parts ─▶ slots filled? chunks placed? units and births shipped? ─▶ slots ─▶ no other writer? ─▶ complete.json ─▶ trim
+//!        parts ─▶ a segment of this mount? slots filled? chunks placed? units and births shipped? ─▶ slots ─▶ no other writer? ─▶ complete.json ─▶ trim
 //! ```
 //!
 //! - A target need not be idle, and a slow one delays only its own checkpoint.
 //! - Journal rows that fill the snapshot's slots are held until they are read, whoever has shipped them.
 //! - A snapshot shows the head of a unit whose rest is in no segment yet, and a birth whose content is: `complete.json` waits
 //!   until the target has those, so that the state it gives is a cut (O2, O6). A resyncer has no segments; it waits for slots.
+//! - A checkpoint belongs to the history of the mount that wrote it, and history is told by segments (T7): a mount that has
+//!   sent none to a target sends one without records before `complete.json`.
 //! - Objects are written once under a key of their own export: a retry, or another lineage, never overwrites.
 
 use std::collections::{BTreeMap, HashSet};
@@ -356,6 +358,8 @@ impl Job {
         let name = self.target.name.clone();
         let bit = self.target.bit;
         let mut failures = 0;
+        // While parts are uploaded.
+        self.target.gate.nudge();
         let ended = loop {
             match self.go_on().await {
                 Ok(true) => break Ok(()),
@@ -406,7 +410,7 @@ impl Job {
             Gate::Unknown | Gate::Blocked { .. } => return Ok(false),
         }
         self.upload_parts().await?;
-        if !self.is_whole()? {
+        if !self.is_signed()? || !self.is_whole()? {
             return Ok(false);
         }
         self.complete().await?;
@@ -425,6 +429,16 @@ impl Job {
             self.uploaded += 1;
         }
         Ok(())
+    }
+
+    /// True if a segment of this mount is on the target. The shipper sends one without records where there was no other.
+    fn is_signed(&self) -> Result<bool, Failure> {
+        let shared = &self.inner.shared;
+        let signed = shared.me.wrote(shared.meta.cursor(self.target.bit)?.confirmed);
+        if !signed {
+            self.target.gate.nudge();
+        }
+        Ok(signed)
     }
 
     /// True if everything that snapshot and slots name is on the target, and what is half in it is in segments.
@@ -474,14 +488,11 @@ impl Job {
         if let Some((epoch, writer)) = contact::fenced_by(&self.target.target, &own).await? {
             return Err(Failure::Fenced(format!("writer {writer} took epoch {epoch}, ours is {}", own.epoch)));
         }
-        // A lineage is made of the writers of segments: a mount that writes a checkpoint and no segment is in nobody's
-        // `parent`. So a checkpoint is signed by the writer of the newest segment that it goes on from.
-        let (epoch, writer) = own.cursor.built.map_or((me.epoch, me.writer), |built| (built.epoch, built.writer));
         let complete = Complete {
             filesystem: me.filesystem,
             target: own.cursor.id,
-            epoch,
-            writer,
+            epoch: me.epoch,
+            writer: me.writer,
             seq: exported.seq,
             replay_from: self.replay_from,
             sqlite_bytes: exported.bytes,
@@ -517,8 +528,9 @@ impl Job {
         let newest = meta.cursor(bit)?.confirmed.map(|confirmed| confirmed.n);
         for object in list(target, key::JOURNAL).await? {
             if let Key::Segment { n, .. } = key::parse(&object)
-                // The newest is how contact knows the target again (T7).
-                && n < older.replay_from && newest.is_some_and(|newest| n < newest)
+                // The one before what is replayed proves the chain, and is what the next mount goes on from if nothing
+                // follows; the newest is how contact knows the target again (T7).
+                && n.next() < older.replay_from && newest.is_some_and(|newest| n < newest)
             {
                 target.delete(&object).await?;
             }

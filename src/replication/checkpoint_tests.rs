@@ -7,7 +7,7 @@ use crate::format::record::{Change, VoidReason};
 use crate::id::{Epoch, WriterId};
 use crate::meta::import::{Expected, import};
 use crate::replication::gate::{GateKeeper, gate};
-use crate::replication::shipper::Shipper;
+use crate::replication::shipper::{Shipper, empty_segment};
 use crate::replication::test_world::{World, bit, shipped, soon, until};
 use crate::target::Class;
 use crate::testing::faulty::{Fault, FaultyTarget};
@@ -66,6 +66,15 @@ impl World {
             decode_slots(&slots, complete.slots_count).unwrap().collect::<crate::format::Result<_>>().unwrap();
         meta.fill_slots(&imported.slots, || Ok(records.clone().into_iter().map(Ok))).unwrap();
         (dir, meta)
+    }
+
+    /// The numbers of the segments that are there.
+    fn journal(&self) -> Vec<u64> {
+        let number = |object: &String| match key::parse(object) {
+            Key::Segment { n, .. } => Some(n.0),
+            _ => None,
+        };
+        self.memory.objects().keys().filter_map(number).collect()
     }
 
     fn checkpoint_objects(&self) -> usize {
@@ -161,8 +170,8 @@ async fn t3_low_water_is_at_least_the_checkpoint_and_nothing_below_is_deferred()
     let checkpointer = world.checkpointer(Arc::new(world.memory.clone()), watch);
     taken(&checkpointer).await;
     let cursor = world.meta.cursor(bit()).unwrap();
-    assert_eq!((cursor.shipped_seq, cursor.position, cursor.built), (Seq(2), Seq(2), None));
-    assert_eq!(world.complete()[0].2.replay_from, SegmentNumber(1));
+    assert_eq!((cursor.shipped_seq, cursor.position, cursor.segment_count), (Seq(2), Seq(2), 0));
+    assert_eq!(world.complete()[0].2.replay_from, SegmentNumber(2));
     checkpointer.stop().await;
     world.files(&["c"]);
     let (shipper, _gate) = world.start();
@@ -236,13 +245,7 @@ async fn t3_two_checkpoints_stay_and_the_segments_from_the_older_one_on() {
     let seqs: Vec<u64> = world.complete().iter().map(|(seq, ..)| seq.0).collect();
     assert_eq!(seqs, [3, 4]);
     assert_eq!(world.checkpoint_objects(), 6, "nothing of the others is left");
-    let left: Vec<u64> = (world.memory.objects().keys())
-        .filter_map(|object| match key::parse(object) {
-            Key::Segment { n, .. } => Some(n.0),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(left, [4], "the older one is replayed from 4 on");
+    assert_eq!(world.journal(), [3, 4], "the older one is replayed from 4 on, and 3 proves the chain");
     let rows = world.meta.checkpoints(bit()).unwrap();
     assert_eq!(rows.iter().map(|row| row.seq.0).collect::<Vec<_>>(), [3, 4]);
     // Contact still knows the target.
@@ -354,13 +357,125 @@ async fn t4_a_resyncer_gets_its_checkpoint_first_and_segments_after() {
     shipper.stop().await;
 }
 
+/// What a restore from the target alone gives, and its state directory.
+async fn restore(world: &World) -> (tempfile::TempDir, crate::restore::Report) {
+    let dir = tempfile::tempdir().unwrap();
+    let target: DynTarget = Arc::new(world.memory.clone());
+    let source = crate::restore::Source { target, name: "aws".into(), uri: "memory:///".into() };
+    let state = dir.path().join("state");
+    let report = crate::restore::restore(vec![source], &state, Default::default()).await.unwrap();
+    (dir, report)
+}
+
+/// The next mount of a restored state directory knows the target.
+async fn is_ours(world: &World, restored: &tempfile::TempDir) {
+    let store = restored.path().join("state").join("meta.sqlite");
+    let meta = crate::meta::Meta::open(&store, &Default::default()).unwrap();
+    let own = Own::of(&meta, bit()).unwrap();
+    let target: DynTarget = Arc::new(world.memory.clone());
+    let evidence = contact::gather(&target, &own).await.unwrap();
+    assert_eq!(contact::decide("aws", &own, &evidence), contact::Verdict::Ours);
+}
+
+#[tokio::test]
+async fn t3_checkpoints_of_mounts_that_shipped_no_record_restore_everything() {
+    let world = World::with_root();
+    world.files(&["a", "b"]);
+    let (shipper, checkpointer) = world.both();
+    shipped(&shipper, 2).await;
+    checkpointer.stop().await;
+    shipper.stop().await;
+    // Two mounts that bring what is new by a checkpoint alone; the last one trims all that came before.
+    for (mount, names) in [(2, ["c", "d"]), (3, ["e", "f"])] {
+        world.meta.begin_mount(Epoch(0), "boot").unwrap();
+        world.files(&names);
+        world.meta.set_target_mode(bit(), Mode::Resync, None).unwrap();
+        let (shipper, checkpointer) = world.both();
+        until("it follows", || world.meta.targets().unwrap()[0].mode == Mode::Follow).await;
+        if mount == 3 {
+            taken(&checkpointer).await;
+        }
+        checkpointer.idle().await;
+        checkpointer.stop().await;
+        shipper.stop().await;
+
+        let (dir, report) = restore(&world).await;
+        assert_eq!((report.seq, report.inodes, &report.unproven), (Seq(2 * mount), 2 * mount + 1, &vec![]));
+        assert!(report.sources[0].whole);
+        is_ours(&world, &dir).await;
+    }
+    assert!(!world.journal().contains(&1), "the records of the first mount were trimmed");
+    // A mount that ships nothing at all and takes no checkpoint does not hide the checkpoints of others.
+    world.meta.begin_mount(Epoch(0), "boot").unwrap();
+    let (shipper, mut gate) = world.start();
+    soon("contact", async { while gate.changed().await != Gate::Open {} }).await;
+    shipper.stop().await;
+    let (dir, report) = restore(&world).await;
+    assert_eq!((report.seq, report.unproven), (Seq(6), vec![]));
+    is_ours(&world, &dir).await;
+}
+
+#[tokio::test]
+async fn t3_a_target_whose_first_object_is_a_checkpoint_restores_after_a_later_mount() {
+    let world = World::with_root();
+    world.files(&["a", "b"]);
+    world.meta.set_target_mode(bit(), Mode::Resync, None).unwrap();
+    let (shipper, checkpointer) = world.both();
+    until("it follows", || world.meta.targets().unwrap()[0].mode == Mode::Follow).await;
+    checkpointer.stop().await;
+    shipper.stop().await;
+    for seq in [2, 3] {
+        world.meta.begin_mount(Epoch(0), "boot").unwrap();
+        if seq == 3 {
+            world.files(&["c"]);
+        }
+        let (shipper, mut gate) = world.start();
+        soon("contact", async { while gate.changed().await != Gate::Open {} }).await;
+        shipped(&shipper, seq).await;
+        shipper.stop().await;
+        let (dir, report) = restore(&world).await;
+        assert_eq!((report.checkpoint, report.unproven), (Some(("aws".into(), Seq(2))), vec![]));
+        assert_eq!((report.seq, report.inodes), (Seq(seq), seq + 1));
+        is_ours(&world, &dir).await;
+    }
+}
+
+#[tokio::test]
+async fn t3_what_proves_the_chain_after_a_checkpoint_is_not_trimmed() {
+    let world = World::with_root();
+    let (shipper, checkpointer) = world.both();
+    for (n, name) in (1..).zip(["a", "b", "c", "d"]) {
+        world.files(&[name]);
+        shipped(&shipper, n).await;
+        taken(&checkpointer).await;
+        // Nothing follows on the newest checkpoint: the segment before is what the next mount goes on from.
+        let (dir, report) = restore(&world).await;
+        assert_eq!((report.seq, report.unproven), (Seq(n), vec![]));
+        assert!(report.sources[0].whole);
+        is_ours(&world, &dir).await;
+    }
+    // The newest one is lost: the older one is as good, with the segment after it and the one before.
+    let (seq, export, _) = world.complete().pop().unwrap();
+    world.memory.objects().remove(&key::complete(seq, export));
+    let (dir, report) = restore(&world).await;
+    assert_eq!(report.checkpoint, Some(("aws".into(), Seq(3))));
+    assert_eq!((report.seq, report.unproven), (Seq(4), vec![]));
+    is_ours(&world, &dir).await;
+    checkpointer.stop().await;
+    shipper.stop().await;
+}
+
 impl World {
-    /// Contact by hand, for tests without a shipper.
+    /// Contact by hand, for tests without a shipper: with the segment that a checkpoint is signed by.
     async fn announce(&self, keeper: &GateKeeper) {
         let target: DynTarget = Arc::new(self.memory.clone());
         let me = contact::Me::of(&self.meta, Timestamp::EPOCH).unwrap();
         contact::initialise(&self.meta, &target, "aws", &me, bit()).await.unwrap();
         contact::announce(&self.meta, &target, &me, bit()).await.unwrap();
+        let segment = empty_segment(&self.shared(), &self.meta.cursor(bit()).unwrap(), Seq::ZERO);
+        self.meta.store_empty_segment(bit(), &segment).unwrap();
+        put_once(&target, &segment.place.key(), segment.body.into()).await.unwrap();
+        self.meta.confirm_segment(bit(), segment.place.n).unwrap();
         keeper.set(Gate::Open);
     }
 }

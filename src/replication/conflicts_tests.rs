@@ -359,7 +359,7 @@ fn build(steps: &[[u8; 5]]) -> History {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(2000), ..ProptestConfig::default() })]
 
     #[test]
     fn o7_every_order_that_the_rule_allows_gives_the_same_tree(

@@ -59,6 +59,11 @@ impl Me {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         Ok(Me { filesystem: meta.filesystem()?, name: meta.filesystem_text("name")?, epoch, writer, host, started })
     }
+
+    /// True if that segment is this mount's.
+    pub fn wrote(&self, segment: Option<SegmentId>) -> bool {
+        segment.is_some_and(|segment| (segment.epoch, segment.writer) == (self.epoch, self.writer))
+    }
 }
 
 /// What this state directory knows of a target.

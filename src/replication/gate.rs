@@ -76,7 +76,8 @@ impl GateKeeper {
         self.state.borrow().clone()
     }
 
-    /// Waits until a watcher asks for a new check ([`GateWatch::recheck`]); requests that came meanwhile count as one.
+    /// Waits until a watcher asks for a new check ([`GateWatch::recheck`]) or for work ([`GateWatch::nudge`]); requests that
+    /// came meanwhile count as one.
     pub async fn asked(&self) {
         self.asked.notified().await;
     }
@@ -98,6 +99,11 @@ impl GateWatch {
         // Never an error: `self.sender` keeps the channel open.
         let _ = self.state.changed().await;
         self.state.borrow_and_update().clone()
+    }
+
+    /// Wakes the keeper, which looks for work of its own; the gate stays as it is.
+    pub fn nudge(&self) {
+        self.asked.notify_one();
     }
 
     /// Says that contact was lost: an open gate becomes unknown at once, and the keeper is asked to check again (T1: the

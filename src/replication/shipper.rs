@@ -13,6 +13,7 @@
 //! - One task per target, so a dead target delays nobody. At most one round is on its way; the rest stays in the store.
 //! - A crash between store and put sends the same bytes again, under the same key; a put whose reply was lost is recognised
 //!   by reading the object back.
+//! - The journal is the work of one: a checkpoint that wants a segment of this mount finds it here (T7).
 //! - While shipping, `writers/` is listed every 10 s: who finds a higher writer stops (T7).
 
 use std::collections::HashSet;
@@ -31,9 +32,9 @@ use super::segments;
 use super::selection::Order;
 use crate::clock::{self, Instant, Timestamp};
 use crate::format::key;
-use crate::format::segment::{self, Place};
-use crate::id::{InodeId, Seq, TargetBit};
-use crate::meta::shipping::{ShippingBacklog, StoredSegment};
+use crate::format::segment::{self, Builder, Encoded, Place};
+use crate::id::{InodeId, SegmentNumber, Seq, TargetBit};
+use crate::meta::shipping::{Cursor, ShippingBacklog, StoredSegment};
 use crate::meta::target::Mode;
 use crate::meta::window::WindowLimits;
 use crate::meta::{self, Meta};
@@ -528,29 +529,49 @@ fn build(shared: &Shared, bit: TargetBit) -> meta::Result<Round> {
     let meta = &shared.meta;
     let row = meta.targets()?.into_iter().find(|row| row.bit == bit);
     if row.is_none_or(|row| row.mode == Mode::Resync) {
-        // T4: it gets no segment before its checkpoint is complete.
-        return Ok(Round { built: false, pending: true });
+        // T4: it gets no records before its checkpoint is complete.
+        return Ok(Round { built: sign_journal(shared, bit, Seq::ZERO)?, pending: true });
     }
     let window = meta.journal_window(bit, meta.head(), WindowLimits::default())?;
+    let shipped = meta.cursor(bit)?.shipped_seq;
     if window.rows.is_empty() {
-        return Ok(Round { built: false, pending: false });
+        return Ok(Round { built: sign_journal(shared, bit, shipped)?, pending: false });
     }
     let births = (shared.births)(window.end);
     let selection = segments::select(&window, &births, shared.order);
     if selection.is_empty() {
-        return Ok(Round { built: false, pending: true });
+        return Ok(Round { built: sign_journal(shared, bit, shipped)?, pending: true });
     }
     let cursor = meta.cursor(bit)?;
-    let first = Place {
-        filesystem: shared.me.filesystem,
-        target: cursor.id,
-        epoch: shared.me.epoch,
-        writer: shared.me.writer,
-        n: cursor.built.map_or(crate::id::SegmentNumber(0), |built| built.n).next(),
-    };
-    let encoded = segments::pack(&window, &selection, first, cursor.built.map(|built| built.hash));
+    let encoded =
+        segments::pack(&window, &selection, next_place(shared, &cursor), cursor.built.map(|built| built.hash));
     meta.store_segments(bit, &encoded, selection.position, &selection.deferred)?;
     Ok(Round { built: true, pending: true })
+}
+
+/// Where this mount's next segment of a target goes.
+fn next_place(shared: &Shared, cursor: &Cursor) -> Place {
+    let Me { filesystem, epoch, writer, .. } = &shared.me;
+    let n = cursor.built.map_or(SegmentNumber(0), |built| built.n).next();
+    Place { filesystem: *filesystem, target: cursor.id, epoch: *epoch, writer: *writer, n }
+}
+
+/// Stores a segment without records, if a checkpoint is under way and this mount has written none here: a checkpoint
+/// belongs to the history of its writer, and later ones name that writer as what they go on from only by its segments
+/// (T7). True: it did.
+fn sign_journal(shared: &Shared, bit: TargetBit, low_water: Seq) -> meta::Result<bool> {
+    let meta = &shared.meta;
+    let cursor = meta.cursor(bit)?;
+    if shared.me.wrote(cursor.built) || !meta.checkpoints(bit)?.iter().any(|row| !row.complete) {
+        return Ok(false);
+    }
+    meta.store_empty_segment(bit, &empty_segment(shared, &cursor, low_water))?;
+    Ok(true)
+}
+
+/// The next segment, without records.
+pub(super) fn empty_segment(shared: &Shared, cursor: &Cursor, low_water: Seq) -> Encoded {
+    Builder::new(next_place(shared, cursor), cursor.built.map(|built| built.hash)).finish(low_water, true)
 }
 
 /// Runs work on the store where it may block.
