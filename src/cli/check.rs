@@ -92,11 +92,11 @@ async fn identify(target: &Target) -> target::Result<String> {
             ),
             Err(error) => format!("holds a tandemfs.json that cannot be read: {error}"),
         },
-        Err(error) if error.kind == Kind::NotFound => "empty".into(),
         // A directory that is not there yet is made by the first mount, if its parent is.
-        Err(error) if error.kind == Kind::PlaceMissing && target.directory().is_some_and(can_be_made) => {
+        Err(_) if target.directory().is_some_and(can_be_made) => {
             return Ok("does not exist yet; the first mount makes it".into());
         }
+        Err(error) if error.kind == Kind::NotFound => "empty".into(),
         Err(error) => return Err(error),
     };
     let abilities = target.store.abilities().await?;

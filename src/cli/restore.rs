@@ -59,7 +59,7 @@ impl Restore {
         output::print(&format!(
             "now mount it: tandemfs mount MOUNTPOINT --state-dir {} {}\n",
             state_dir.display(),
-            arguments(&self.config, &named, &targets)
+            arguments(&self.config, &named, &self.from)
         ))
     }
 }
@@ -158,12 +158,11 @@ fn fetch_all(state_dir: &std::path::Path, targets: &[(String, DynTarget)], total
         .hint("mount all the same: files are complete but for these; the log in the state directory names them"))
 }
 
-/// How the same targets are named at the mount.
-fn arguments(config: &Option<PathBuf>, named: &[(String, DynTarget)], targets: &[TargetConfig]) -> String {
+/// How the same targets are named at the mount: as they were written, so that variables stand where secrets were.
+fn arguments(config: &Option<PathBuf>, named: &[(String, DynTarget)], from: &[String]) -> String {
     if let Some(path) = config {
         return format!("--config {}", path.display());
     }
-    let argument =
-        |((name, _), target): (&(String, DynTarget), &TargetConfig)| format!("--target {name}='{}'", target.uri);
-    named.iter().zip(targets).map(argument).collect::<Vec<_>>().join(" ")
+    let argument = |((name, _), uri): (&(String, DynTarget), &String)| format!("--target {name}='{uri}'");
+    named.iter().zip(from).map(argument).collect::<Vec<_>>().join(" ")
 }

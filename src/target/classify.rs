@@ -146,6 +146,9 @@ fn message(error: &opendal::Error) -> String {
         innermost = Some(source);
     }
     let mut text = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some(answer) = store_answer(&text) {
+        text = answer;
+    }
     if let Some(source) = innermost {
         text = if text.is_empty() { source.to_string() } else { format!("{text}: {source}") };
     }
@@ -158,6 +161,23 @@ fn message(error: &opendal::Error) -> String {
         text.push('…');
     }
     text
+}
+
+/// What a store answered, in its words: OpenDAL hands on the parsed answer as `S3Error { code: "…", message: "…", … }`.
+fn store_answer(text: &str) -> Option<String> {
+    let (name, fields) = text.split_once(" { ")?;
+    if !name.ends_with("Error") || name.contains(' ') {
+        return None;
+    }
+    let field = |name: &str| {
+        let rest = fields.split_once(&format!("{name}: \""))?.1;
+        Some(rest.split_once('"')?.0).filter(|value| !value.is_empty())
+    };
+    match (field("code"), field("message")) {
+        (Some(code), Some(message)) => Some(format!("{code}: {message}")),
+        (Some(one), None) | (None, Some(one)) => Some(one.to_owned()),
+        (None, None) => None,
+    }
 }
 
 #[cfg(test)]
@@ -175,6 +195,22 @@ mod tests {
 
     fn unexpected(message: &str) -> opendal::Error {
         opendal::Error::new(ErrorKind::Unexpected, message)
+    }
+
+    #[test]
+    fn a_stores_answer_is_passed_on_in_its_words() {
+        for (said, passed) in [
+            (
+                r#"S3Error { code: "SignatureDoesNotMatch", message: "", resource: "", request_id: "" }"#,
+                "SignatureDoesNotMatch",
+            ),
+            (r#"OssError { code: "NoSuchBucket", message: "none here", host: "x" }"#, "NoSuchBucket: none here"),
+            (r#"S3Error { code: "cut off"#, "S3Error { code: \"cut off"),
+            ("plain words { code: }", "plain words { code: }"),
+            ("S3Error { }", "S3Error { }"),
+        ] {
+            assert_eq!(message(&unexpected(said)), passed, "{said}");
+        }
     }
 
     #[test]

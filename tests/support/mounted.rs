@@ -11,6 +11,8 @@ pub struct Place {
     root: PathBuf,
     _dir: tempfile::TempDir,
     targets: Vec<(String, String)>,
+    config: Option<PathBuf>,
+    environment: Vec<(String, String)>,
 }
 
 impl Place {
@@ -19,7 +21,7 @@ impl Place {
         let dir = tempfile::Builder::new().prefix("tandemfs-test-").tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
         std::fs::create_dir(root.join("mnt")).unwrap();
-        let mut place = Place { root, _dir: dir, targets: Vec::new() };
+        let mut place = Place { root, _dir: dir, targets: Vec::new(), config: None, environment: Vec::new() };
         for name in targets {
             let uri = format!("fs://{}", place.path(name).display());
             place.add_target(name, &uri);
@@ -30,6 +32,24 @@ impl Place {
     /// One more target.
     pub fn add_target(&mut self, name: &str, uri: &str) {
         self.targets.push((name.into(), uri.into()));
+    }
+
+    /// Mounts take this file in place of the targets.
+    pub fn use_config(&mut self, path: &Path) {
+        self.config = Some(path.to_owned());
+    }
+
+    /// The program's environment, for secrets.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.into(), value.into()));
+    }
+
+    /// The program with the environment of this place.
+    pub fn tandemfs(&self) -> Command {
+        let mut command = tandemfs();
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
     }
 
     /// A path in the place.
@@ -44,8 +64,12 @@ impl Place {
 
     /// The command that mounts with the state directory `state`.
     pub fn mount_command(&self, state: &str) -> Command {
-        let mut command = tandemfs();
+        let mut command = self.tandemfs();
         command.arg("mount").arg(self.mnt()).arg("--state-dir").arg(self.path(state));
+        if let Some(config) = &self.config {
+            command.arg("--config").arg(config);
+            return command;
+        }
         for (name, uri) in &self.targets {
             command.arg("--target").arg(format!("{name}={uri}"));
         }
@@ -77,7 +101,7 @@ impl Place {
 
     /// Restores the metadata from `uris` into a new state directory.
     pub fn restore(&self, state: &str, uris: &[String]) -> Finished {
-        let mut command = tandemfs();
+        let mut command = self.tandemfs();
         command.arg("restore").arg("--state-dir").arg(self.path(state));
         for uri in uris {
             command.arg("--from").arg(uri);

@@ -1,0 +1,10 @@
+//! Real mounts with buckets on a real S3 protocol server. Needs root and `/dev/fuse`.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod clouds;
+mod foreign;
+mod outage;
+mod secrets;
+mod stage;

@@ -1,0 +1,80 @@
+//! A cloud that is away for a while.
+
+use crate::stage::Stage;
+use crate::support::mounted::wait_for;
+use crate::support::run::{finish, program};
+use crate::support::s3::S3Server;
+use crate::support::tree::{self, Depth, assert_same, make_awkward, noise};
+
+#[test]
+fn an_outage_is_invisible_to_writers_and_ends_by_itself() {
+    let mut stage = Stage::new(&["cloud"]);
+    let tables = [stage.bucket("cloud", "s3://cloud/p"), stage.directory("disk")];
+    let config = stage.configure("config.toml", &tables);
+    let address = stage.server.address();
+    let Stage { place, server } = stage;
+    make_awkward(&place.path("original"));
+    let mounted = place.mount();
+    program("cp", ["-a".as_ref(), place.path("original").as_os_str(), mounted.path("before").as_os_str()]);
+    // In the middle of its uploads.
+    drop(server);
+
+    program("cp", ["-a".as_ref(), place.path("original").as_os_str(), mounted.path("during").as_os_str()]);
+    std::fs::write(mounted.path("large"), noise(7, 24 << 20)).unwrap();
+    program("rm", ["-rf".as_ref(), mounted.path("before").as_os_str()]);
+    let one = mounted.command("flush", &["--wait", "one", "--timeout", "60"]);
+    assert_eq!(one.code, 0, "the directory goes on: {}\n{}", one.stderr, mounted.log());
+    wait_for("status says what is wrong", || mounted.status()["targets"][0]["reason"].is_string());
+    let status = mounted.status();
+    assert_eq!(status["safe"], false, "{status:#}");
+    let [cloud, disk] = [&status["targets"][0], &status["targets"][1]];
+    assert_eq!((&cloud["name"], &disk["name"]), (&"cloud".into(), &"disk".into()));
+    assert_ne!(cloud["health"], "healthy", "{status:#}");
+    assert!(cloud["hint"].is_string(), "{status:#}");
+    assert!(cloud["pending_bytes"].as_u64().unwrap() >= 24 << 20, "{status:#}");
+    assert_eq!((&disk["health"], &disk["pending_bytes"]), (&"healthy".into(), &0.into()), "{status:#}");
+    let all = mounted.command("flush", &["--timeout", "1"]);
+    assert_eq!(all.code, 3, "{}", all.stderr);
+    let error = all.stderr.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+    assert!(error.contains("cloud") && !error.contains("disk"), "{}", all.stderr);
+
+    let server = S3Server::start_at(&place.path("server"), address);
+    wait_for("the backlog drains by itself", || mounted.status()["safe"] == true);
+    let before = tree::read(&mounted.path(""), Depth::Restored);
+    mounted.umount();
+
+    std::fs::remove_dir_all(place.path("state")).unwrap();
+    std::fs::remove_dir_all(place.path("disk")).unwrap();
+    let restored = finish(
+        place
+            .tandemfs()
+            .args(["restore", "--from", "cloud", "--config"])
+            .arg(config)
+            .arg("--state-dir")
+            .arg(place.path("new")),
+    );
+    assert_eq!(restored.code, 0, "{}", restored.stderr);
+    let mounted = place.mount_read_only("new");
+    assert_same("restored from the cloud", &before, &tree::read(&mounted.path(""), Depth::Restored));
+    mounted.umount();
+    drop(server);
+}
+
+#[test]
+fn a_cloud_that_is_away_at_the_first_mount_is_filled_later() {
+    let mut stage = Stage::new(&["cloud"]);
+    let tables = [stage.bucket("cloud", "s3://cloud/p"), stage.directory("disk")];
+    stage.configure("config.toml", &tables);
+    let address = stage.server.address();
+    let Stage { place, server } = stage;
+    drop(server);
+    let mounted = place.mount();
+    std::fs::write(mounted.path("file"), noise(1, 100_000)).unwrap();
+    let one = mounted.command("flush", &["--wait", "one", "--timeout", "60"]);
+    assert_eq!(one.code, 0, "{}", one.stderr);
+    let server = S3Server::start_at(&place.path("server"), address);
+    wait_for("the cloud is filled", || mounted.status()["safe"] == true);
+    mounted.umount();
+    assert!(place.path("server/cloud/p/tandemfs.json").exists());
+    drop(server);
+}
