@@ -100,7 +100,18 @@ impl Replication {
             State::Probing => Health::Probing,
             State::Paused => Health::Paused,
         };
-        (health, view.last_failure.map(|failure| failure.message).or_else(|| self.shipping_error(bit)))
+        let shipping_error = self.shipping_error(bit);
+        // Out of contact nothing is put, so the driver learns nothing: the belief is that of the contact.
+        let out_of_contact = match self.gate(bit) {
+            Gate::Unknown => shipping_error.is_some(),
+            Gate::Blocked { .. } => true,
+            Gate::Open | Gate::Fenced { .. } => false,
+        };
+        let health = match health {
+            Health::Healthy | Health::Suspect if out_of_contact => Health::Down,
+            health => health,
+        };
+        (health, view.last_failure.map(|failure| failure.message).or(shipping_error))
     }
 
     /// What hinders a target now, and what to do about it.

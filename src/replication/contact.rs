@@ -238,7 +238,10 @@ fn history(name: &str, own: &Own, segments: &[Seen]) -> Verdict {
                         "target {name:?} lost data: segment {} that it confirmed is not there",
                         confirmed.n
                     ),
-                    hint: format!("its other objects may be gone, too; tandemfs scrub --target {name} --level list"),
+                    hint:
+                        "its other objects may be gone, too; if it is lost for good: tandemfs restore from the others, \
+                           then mount with this place empty"
+                            .to_owned(),
                 };
             }
         }
@@ -276,7 +279,7 @@ fn is(seen: &Seen, id: &SegmentId) -> bool {
 
 fn resolve(name: &str) -> String {
     format!(
-        "take over its state with tandemfs restore, or give it up with tandemfs target adopt {name} --discard-theirs"
+        "take over its state: tandemfs restore --from the URI of {name} into a new state directory, then mount that"
     )
 }
 

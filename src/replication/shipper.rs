@@ -389,7 +389,10 @@ impl Worker {
         let message = failure.to_string();
         match failure {
             Failure::Fenced(reason) => {
-                let hint = format!("see which of the two mounts shall go on, then tandemfs target adopt {}", self.name);
+                let hint =
+                    "one of the two mounts shall go on: end the other, and restore it from the targets if it is \
+                            this one (tandemfs restore)"
+                        .to_owned();
                 let reason = format!("target {:?}: {reason}", self.name);
                 match self.shut(Gate::Fenced { reason, hint }) {
                     Ok(pause) => return pause,

@@ -112,6 +112,12 @@ impl Verdict {
     pub fn problem(&self, name: &str) -> Option<(String, String)> {
         let problem = match self {
             Verdict::Ours(_) | Verdict::Fresh => return None,
+            // The usual way there: restored from one target only, mounted with all.
+            Verdict::OtherTarget(found) if found.target_name == name => (
+                format!("target {name:?} holds this filesystem, but not as the target that this state directory knows"),
+                "after a restore: name it with --from as well, beside the others, or use an empty prefix in its place"
+                    .to_owned(),
+            ),
             Verdict::OtherTarget(found) => (
                 format!("target {name:?} is the place of target {:?} ({})", found.target_name, found.target),
                 "two URIs lead to the same place, or URIs were swapped: give each target a prefix of its own"
@@ -131,9 +137,9 @@ impl Verdict {
             ),
             Verdict::PlaceMissing(why) => (
                 format!("target {name:?}: place is empty or not mounted: {why}"),
-                format!(
-                    "mount it or make its bucket; if its data is lost for good: `tandemfs target add --fresh {name}`"
-                ),
+                "mount it or make its bucket, it is tried again by itself; if its data is lost for good: `tandemfs restore` \
+                 from the others, then mount with this place empty"
+                    .to_owned(),
             ),
             Verdict::Unreachable(error) => (
                 format!("target {name:?} cannot be reached: {}", error.message),

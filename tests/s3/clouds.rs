@@ -1,6 +1,6 @@
 //! Two clouds from a configuration file: each alone brings everything back.
 
-use crate::stage::Stage;
+use crate::stage::{Stage, contents};
 use crate::support::mounted::Mounted;
 use crate::support::run::{finish, program, succeed};
 use crate::support::tree::{self, Depth, assert_same, make_awkward};
@@ -92,30 +92,54 @@ fn a_bucket_and_a_directory_together() {
     };
     check(["empty; ", "does not exist yet"]);
     assert!(!stage.place.path("disk").exists());
-    assert_eq!(crate::stage::contents(&stage.bucket_path("cloud")).values().flatten().count(), 0);
+    assert_eq!(contents(&stage.bucket_path("cloud")).values().flatten().count(), 0);
 
     make_awkward(&stage.place.path("original"));
     let mounted = stage.place.mount();
     program("cp", ["-a".as_ref(), stage.place.path("original").as_os_str(), mounted.path("copy").as_os_str()]);
-    let before = tree::read(&mounted.path(""), Depth::Restored);
+    let before = tree::read(&mounted.path("copy"), Depth::Restored);
     mounted.umount();
     check(["holds filesystem \"mnt\"", "holds filesystem \"mnt\""]);
 
     std::fs::remove_dir_all(stage.place.path("state")).unwrap();
-    std::fs::rename(stage.place.path("disk"), stage.place.path("gone")).unwrap();
-    let restored = finish(
-        stage
-            .place
-            .tandemfs()
-            .args(["restore", "--from", "cloud", "--config"])
-            .arg(&config)
-            .arg("--state-dir")
-            .arg(stage.place.path("state")),
-    );
-    assert_eq!(restored.code, 0, "{}", restored.stderr);
-    // With both in the configuration again: the one that is absent is not needed to read.
-    let mounted = stage.place.mount();
-    assert_same("restored from the bucket", &before, &tree::read(&mounted.path(""), Depth::Restored));
-    std::fs::rename(stage.place.path("gone"), stage.place.path("disk")).unwrap();
+    let restore = |sources: &[&str], state: &str| {
+        let from = sources.iter().flat_map(|name| ["--from", name]);
+        let mut command = stage.place.tandemfs();
+        command.arg("restore").args(from).arg("--config").arg(&config).arg("--state-dir").arg(stage.place.path(state));
+        let restored = finish(&mut command);
+        assert_eq!(restored.code, 0, "{}", restored.stderr);
+    };
+    // What was restored from one of them does not know the other.
+    restore(&["cloud"], "from-one");
+    let untouched = contents(&stage.place.path("disk"));
+    let refused = finish(&mut stage.place.mount_command("from-one"));
+    assert_eq!(refused.code, 1, "{}", refused.stderr);
+    assert!(refused.stderr.contains("error: target \"disk\" holds this filesystem"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("hint: ") && refused.stderr.contains("--from"), "{}", refused.stderr);
+    assert!(contents(&stage.place.path("disk")) == untouched);
+
+    // From both: both take part again, and what they hold is not sent a second time.
+    restore(&["cloud", "disk"], "from-both");
+    let chunks = |name: &str| contents(&stage.place.path(name).join("chunks")).values().flatten().count();
+    let (cloud, disk) = (chunks("server/cloud/p"), chunks("disk"));
+    let mounted = stage.place.mount_state("from-both");
+    assert_same("restored from both", &before, &tree::read(&mounted.path("copy"), Depth::Restored));
+    std::fs::write(mounted.path("later"), "news").unwrap();
+    mounted.umount();
+    assert_eq!((chunks("server/cloud/p"), chunks("disk")), (cloud + 1, disk + 1));
+
+    // The disk is lost for good. Another one takes its place and is filled from the cloud; then it is enough alone.
+    std::fs::remove_dir_all(stage.place.path("disk")).unwrap();
+    restore(&["cloud"], "from-cloud");
+    let mounted = stage.place.mount_state("from-cloud");
+    assert_eq!(std::fs::read_to_string(mounted.path("later")).unwrap(), "news");
+    mounted.umount();
+    assert_eq!(chunks("disk"), disk + 1);
+    std::fs::rename(stage.bucket_path("cloud"), stage.place.path("gone")).unwrap();
+    restore(&["disk"], "from-disk");
+    let table = stage.directory("disk");
+    stage.configure("disk.toml", &[table]);
+    let mounted = stage.place.mount_read_only("from-disk");
+    assert_same("restored from the disk", &before, &tree::read(&mounted.path("copy"), Depth::Restored));
     mounted.umount();
 }

@@ -28,7 +28,7 @@ fn foreign_objects_under_the_prefix_are_ignored_and_kept() {
     put("before");
     let mounted = stage.place.mount();
     wait_for("the target is initialised", || stage.bucket_path("cloud").join("p/tandemfs.json").exists());
-    foreign.map(put);
+    foreign.iter().copied().for_each(put);
     std::fs::write(mounted.path("file"), noise(1, 100_000)).unwrap();
     let before = tree::read(&mounted.path(""), Depth::Restored);
     mounted.umount();
@@ -43,7 +43,8 @@ fn foreign_objects_under_the_prefix_are_ignored_and_kept() {
             .arg(stage.place.path("state")),
     );
     assert_eq!(restored.code, 0, "{}", restored.stderr);
-    assert!(restored.stdout.contains("ignored 8 foreign objects"), "{}", restored.stdout);
+    // Those among ours; what lies beside them is not even listed.
+    assert!(restored.stdout.contains("ignored 6 foreign objects"), "{}", restored.stdout);
     let mounted = stage.place.mount();
     assert_same("restored", &before, &tree::read(&mounted.path(""), Depth::Restored));
     mounted.umount();

@@ -29,7 +29,7 @@ fn a_wrong_secret_blocks_its_target_and_the_other_goes_on() {
     assert_eq!((&other["health"], &other["pending_bytes"]), (&"healthy".into(), &0.into()), "{status:#}");
     assert!(cloud["reason"].as_str().unwrap().contains("credentials"), "{status:#}");
     assert!(cloud["hint"].as_str().unwrap().contains("keys"), "{status:#}");
-    assert_eq!(cloud["mode"], "blocked", "{status:#}");
+    assert_eq!((&cloud["mode"], &cloud["health"]), (&"blocked".into(), &"down".into()), "{status:#}");
     let text = mounted.command("status", &[]);
     assert!(!text.stdout.contains("not-the-secret"), "{}", text.stdout);
     let all = mounted.command("umount", &["--timeout", "1"]);
