@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use super::attr::{GENERATION, TTL, file_attr, file_type, inode, no_entry, set_time};
 use super::errno::reply as errno;
 use super::io;
+use super::session::Options;
 use crate::meta::namespace::NAME_MAX;
 use crate::meta::xattr::SetMode;
 use crate::vfs::attr::SetAttributes;
@@ -58,11 +59,13 @@ pub(super) struct Adapter {
     pub(super) panics: Arc<AtomicU64>,
     /// The kernel needs no OPENDIR: it caches listings and drops them when it changes a directory itself.
     no_opendir: bool,
+    sync_at_close: bool,
 }
 
 impl Adapter {
-    pub(super) fn new(vfs: Arc<Vfs>, runtime: tokio::runtime::Handle, panics: Arc<AtomicU64>) -> Adapter {
-        Adapter { vfs, runtime, panics, no_opendir: false }
+    pub(super) fn new(vfs: Arc<Vfs>, options: &Options, panics: Arc<AtomicU64>) -> Adapter {
+        let (runtime, sync_at_close) = (options.runtime.clone(), options.sync_at_close);
+        Adapter { vfs, runtime, panics, no_opendir: false, sync_at_close }
     }
 
     /// Runs one operation; a panic in it is an input/output error and counted.
@@ -333,7 +336,11 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        self.reply_empty("flush", reply, |vfs| vfs.flush(inode(ino)));
+        if self.sync_at_close {
+            self.reply_empty_later("flush", reply, move |vfs| vfs.flush_synced(inode(ino)));
+        } else {
+            self.reply_empty("flush", reply, |vfs| vfs.flush(inode(ino)));
+        }
     }
 
     fn release(

@@ -25,6 +25,8 @@ pub struct Options {
     pub mount: MountOptions,
     /// Runs what must not hold up a request's thread: reads that fetch, syncs.
     pub runtime: tokio::runtime::Handle,
+    /// `close(2)` returns only when what was written is on disk (D3, `close = "local"`).
+    pub sync_at_close: bool,
 }
 
 /// A filesystem that is mounted.
@@ -39,7 +41,7 @@ impl Session {
     /// Mounts `vfs` at `mountpoint`, which is absolute and without symbolic links. Requests are served from here on.
     pub fn start(vfs: Arc<Vfs>, mountpoint: &Path, options: &Options) -> io::Result<Session> {
         let panics = Arc::new(AtomicU64::new(0));
-        let adapter = Adapter::new(vfs, options.runtime.clone(), panics.clone());
+        let adapter = Adapter::new(vfs, options, panics.clone());
         let acl = if options.mount.allow_other { SessionACL::All } else { SessionACL::Owner };
         let mut config = Config::default();
         config.acl = acl;

@@ -22,7 +22,7 @@ use super::ending::Ending;
 use super::live::{Attribute, Live};
 use super::nesting::{self, Place};
 use super::parts::Parts;
-use super::replication::Replication;
+use super::replication::{Replica, Replication};
 use super::served::Served;
 use super::settings::{Options, Target};
 use super::state_dir::{self, StateDir};
@@ -33,7 +33,7 @@ use crate::chunk::file::ChunkFiles;
 use crate::chunk::open::OpenFiles;
 use crate::chunk::space::{Limits, Space};
 use crate::clock;
-use crate::config::{Acknowledge, Config, Policy};
+use crate::config::{Config, Policy};
 use crate::control::registry::{Entry, Registered, Registry};
 use crate::control::server::Server;
 use crate::control::{Error, ErrorKind, Unmounted, Wait};
@@ -97,7 +97,6 @@ struct Daemon {
 impl Daemon {
     fn start(options: Options) -> Result<Daemon, Error> {
         let Options { read_only, config, .. } = options;
-        check_policies(&config)?;
         let targets = Target::all(&config)?;
         let mountpoint = mountpoint::check(&options.mountpoint, options.fuse.nonempty)?;
         let state_path = match &options.state_dir {
@@ -180,7 +179,9 @@ impl Daemon {
             Replication::none()
         } else {
             let _runtime = runtime.enter();
-            Replication::start(&meta, &files, asked).map_err(internal)?
+            let replica = |(asked, target): (Asked, &Target)| Replica { asked, concurrency: target.config.concurrency };
+            let replicas = asked.into_iter().zip(&targets).map(replica).collect();
+            Replication::start(&meta, &files, replicas).map_err(internal)?
         };
         let live = Arc::new(Live { meta: meta.clone(), files: files.clone(), space: space.clone(), replication });
         vfs.answer_targets(Box::new(Attribute(live.clone())));
@@ -195,7 +196,11 @@ impl Daemon {
         let mut mount = options.fuse.mount.clone();
         mount.source = meta.filesystem_text("name").map_err(internal)?;
         mount.read_only |= read_only;
-        let session_options = fuse::session::Options { mount, runtime: runtime.handle().clone() };
+        let session_options = fuse::session::Options {
+            mount,
+            runtime: runtime.handle().clone(),
+            sync_at_close: config.acknowledge.close == Policy::Local,
+        };
         let session = fuse::Session::start(vfs, &mountpoint, &session_options).map_err(mount_failed(&mountpoint))?;
         let registered = Registry::of_user()
             .register(&Entry {
@@ -284,19 +289,6 @@ impl Daemon {
         self.runtime.shutdown_timeout(Duration::from_secs(1));
         drop(self.state_dir);
     }
-}
-
-/// Stronger promises than this version keeps are refused, not ignored.
-fn check_policies(config: &Config) -> Result<(), Error> {
-    let Acknowledge { close, fsync, .. } = &config.acknowledge;
-    if *close == Policy::Cached && matches!(fsync, Policy::Cached | Policy::Local) {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Usage,
-        format!("acknowledge: close = \"{close}\" with fsync = \"{fsync}\" is not possible in this version"),
-    )
-    .hint("leave them out: close = \"cached\" and fsync = \"local\"; to wait for targets use \"tandemfs flush\""))
 }
 
 /// D4: nothing may contain anything else.

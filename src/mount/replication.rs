@@ -30,6 +30,14 @@ pub struct Replication {
     checkpointer: Mutex<Option<Arc<Checkpointer>>>,
 }
 
+/// A target to replicate to.
+#[derive(Debug, Clone)]
+pub struct Replica {
+    pub asked: Asked,
+    /// Transfers of chunks at the same time at most; `None`: found out by trying, within the driver's bound.
+    pub concurrency: Option<u32>,
+}
+
 /// While it lives, shippers know that somebody waits.
 struct Hurrying(Vec<JoinHandle<()>>);
 
@@ -48,7 +56,7 @@ impl Replication {
     }
 
     /// Starts it for these targets. Must be called within a tokio runtime.
-    pub fn start(meta: &Arc<Meta>, files: &Arc<Files>, targets: Vec<Asked>) -> Result<Replication> {
+    pub fn start(meta: &Arc<Meta>, files: &Arc<Files>, targets: Vec<Replica>) -> Result<Replication> {
         let births = files.clone();
         let shared = Shared {
             meta: meta.clone(),
@@ -60,7 +68,7 @@ impl Replication {
         };
         let (mut gates, mut driven, mut shippers) = (Vec::new(), Vec::new(), Vec::new());
         let mut checkpointed = Vec::new();
-        for asked in targets {
+        for Replica { asked, concurrency } in targets {
             let (keeper, watch) = gate(Gate::Unknown);
             gates.push((asked.bit, watch.clone()));
             checkpointed.push(CheckpointTarget {
@@ -71,7 +79,13 @@ impl Replication {
             });
             let target = asked.target.clone();
             shippers.push(Arc::new(Shipper::start(shared.clone(), asked.bit, &asked.name, target, keeper)));
-            driven.push(DriverTarget { bit: asked.bit, name: asked.name, target: asked.target, gate: watch });
+            driven.push(DriverTarget {
+                bit: asked.bit,
+                name: asked.name,
+                target: asked.target,
+                gate: watch,
+                requests_max: concurrency,
+            });
         }
         let driver = Driver::start(meta.clone(), files.chunk_files().clone(), driven, driver::Options::default())?;
         let exports = meta.path().with_file_name("export");
@@ -174,5 +188,44 @@ impl Replication {
     fn view(&self, bit: TargetBit) -> Option<View> {
         let status = self.driver.as_ref()?.status().ok()?;
         status.into_iter().find(|status| status.bit == bit).map(|status| status.view)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::chunk::evict::Evictor;
+    use crate::chunk::file::ChunkFiles;
+    use crate::chunk::open::OpenFiles;
+    use crate::chunk::space::{Limits, Space};
+    use crate::meta::target::Configured;
+    use crate::meta::testing::store;
+    use crate::target::memory::MemoryTarget;
+    use crate::write;
+
+    #[tokio::test]
+    async fn the_configured_concurrency_of_a_target_bounds_its_driver() {
+        let (dir, meta) = store();
+        let meta = Arc::new(meta);
+        let open_files = Arc::new(OpenFiles::new(ChunkFiles::new(dir.path()).unwrap()));
+        let space = Arc::new(Space::new(dir.path(), Limits { used_max: 1 << 40, free_min: 0 }, 0));
+        let evictor = Arc::new(Evictor::new(meta.clone(), open_files.clone(), space.clone()));
+        let (files, _queue) = Files::new(write::Options { meta: meta.clone(), open_files, space, evictor }).unwrap();
+        let names = ["one", "many", "unsaid"];
+        let configured = names.map(|name| Configured { name: name.into(), uri: format!("memory://{name}"), id: None });
+        let rows = meta.register_targets(&configured).unwrap().configured;
+        let replica = |(row, concurrency): (&crate::meta::target::TargetRow, Option<u32>)| Replica {
+            asked: Asked { bit: row.bit, name: row.name.clone(), target: Arc::new(MemoryTarget::new()) },
+            concurrency,
+        };
+        let replicas = rows.iter().zip([Some(1), Some(40), None]).map(replica).collect();
+        let replication = Replication::start(&meta, &files, replicas).unwrap();
+        // It starts with half of the bound.
+        let limits: Vec<u32> = rows.iter().map(|row| replication.view(row.bit).unwrap().limit).collect();
+        let unsaid = crate::replication::planner::Config::default().requests_max;
+        assert_eq!(limits, [1, 20, unsaid / 2]);
+        replication.stop().await;
     }
 }

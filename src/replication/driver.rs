@@ -69,6 +69,8 @@ pub struct DriverTarget {
     pub name: String,
     pub target: DynTarget,
     pub gate: GateWatch,
+    /// Requests in flight at most; `None`: [`Config::requests_max`].
+    pub requests_max: Option<u32>,
 }
 
 /// What is known of one target.
@@ -103,7 +105,8 @@ impl Driver {
         let (_, _, mount) = meta.writer_identity()?;
         let chunks = meta.watch_chunks();
         let now = clock::instant();
-        let planner = Planner::new(options.planner, targets.iter().map(|target| target.bit), now);
+        let bounds = targets.iter().map(|target| (target.bit, target.requests_max));
+        let planner = Planner::new(options.planner, bounds, now);
         let (events, inbox) = mpsc::unbounded_channel();
         let mut gates = JoinSet::new();
         for target in &targets {

@@ -30,7 +30,7 @@ use crate::target::Class;
 /// Bounds and times of every target.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
-    /// Requests in flight to one target at most.
+    /// Requests in flight to one target at most, unless its configuration says otherwise.
     pub requests_max: u32,
     /// Bytes in flight to one target at most; one larger chunk goes alone.
     pub bytes_max: u64,
@@ -136,15 +136,17 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// A planner whose targets' gates are unknown and whose windows are empty. The first event starts it.
-    pub fn new(config: Config, targets: impl IntoIterator<Item = TargetBit>, now: Instant) -> Planner {
-        let state = || TargetState {
+    /// A planner whose targets' gates are unknown and whose windows are empty. The first event starts it. Beside each
+    /// target: requests in flight to it at most, if that is configured.
+    pub fn new(config: Config, targets: impl IntoIterator<Item = (TargetBit, Option<u32>)>, now: Instant) -> Planner {
+        let state = |requests_max: Option<u32>| TargetState {
             gate: Gate::Unknown,
             queue: Queue::new(config.queue),
             health: Health::new(config.health, now),
-            limit: Limit::new(config.requests_max),
+            limit: Limit::new(requests_max.unwrap_or(config.requests_max)),
         };
-        Planner { config, targets: targets.into_iter().map(|bit| (bit, state())).collect(), now }
+        let targets = targets.into_iter().map(|(bit, requests_max)| (bit, state(requests_max))).collect();
+        Planner { config, targets, now }
     }
 
     /// Takes an event; returns what to do now. `random` is fresh for each call.

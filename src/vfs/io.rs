@@ -146,6 +146,13 @@ impl Vfs {
         self.files().flush(ino).map_err(|error| errno("flush", ino, &error))
     }
 
+    /// FLUSH where `close(2)` promises that what was written is on disk (D3, S1). Blocks for as long as the disk takes.
+    pub fn flush_synced(&self, ino: InodeId) -> Result<()> {
+        self.flush(ino)?;
+        // A program that closes knows no deadline: to it, not yet proven is an input/output error (D3).
+        self.fsync(ino).map_err(|error| if error == Errno::TIMEDOUT { Errno::IO } else { error })
+    }
+
     /// RELEASE: the last descriptor of a handle is gone.
     pub fn release(&self, ino: InodeId) -> Result<()> {
         self.files().release(ino).map_err(|error| errno("release", ino, &error))

@@ -78,10 +78,10 @@ fn a_promise_that_is_not_kept_yet_is_refused() {
     let place = Place::new(&[]);
     let file = place.path("config.toml");
     let uri = place.path("t").display().to_string();
-    std::fs::write(&file, format!("[acknowledge]\nclose = \"local\"\n[target.a]\nuri = \"fs://{uri}\"\n")).unwrap();
+    std::fs::write(&file, format!("[acknowledge]\nclose = \"all\"\n[target.a]\nuri = \"fs://{uri}\"\n")).unwrap();
     let mut command = tandemfs();
     command.arg("mount").arg(place.mnt()).arg("--state-dir").arg(place.path("state")).arg("--config").arg(file);
-    check("policy", &finish(&mut command), 2, "not possible in this version");
+    check("policy", &finish(&mut command), 2, "not built yet");
     assert!(!place.path("state").exists());
 }
 

@@ -1,9 +1,11 @@
 //! However the daemon or its mount ends, nothing is lost and the next mount goes on.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use crate::support::mounted::{Mounted, Place, wait_for};
-use crate::support::run::{program, succeed};
+use crate::support::run::{program, succeed, tandemfs};
 use crate::support::tree::{self, Depth, assert_same, make_awkward};
 
 fn check_next_mount_goes_on(end: impl FnOnce(Mounted<'_>)) {
@@ -56,4 +58,46 @@ fn two_mounts_on_one_state_directory_refuse_each_other() {
     assert!(second.stderr.contains("hint: "), "{}", second.stderr);
     wait_for("the first still answers", || mounted.status()["journal_seq"].is_u64());
     mounted.umount();
+}
+
+/// Closes one of two descriptors of a file that was rewritten, so that it is not sealed yet, and lets the machine start
+/// anew: only what was synced counts then (S6). Returns what the file holds.
+fn closed_before_a_power_cut(close: &str) -> (String, serde_json::Value) {
+    let place = Place::new(&["a"]);
+    let config = place.path("config.toml");
+    let text = format!("[acknowledge]\nclose = {close:?}\n[target.a]\nuri = {:?}\n", place.uri("a"));
+    std::fs::write(&config, text).unwrap();
+    let mount = || {
+        let mut command = tandemfs();
+        command.arg("mount").arg(place.mnt()).arg("--state-dir").arg(place.path("state"));
+        succeed(command.arg("--config").arg(&config));
+        Mounted::found(&place, "state")
+    };
+    let mounted = mount();
+    let path = mounted.path("f");
+    std::fs::write(&path, "old").unwrap();
+    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    let open = || File::options().write(true).open(&path).unwrap();
+    let (kept, closed) = (open(), open());
+    closed.write_all_at(b"new", 0).unwrap();
+    drop(closed);
+    mounted.kill();
+    drop(kept);
+    let database = rusqlite::Connection::open(place.path("state/meta.sqlite")).unwrap();
+    database.execute("UPDATE counter SET boot_id = 'another'", []).unwrap();
+    drop(database);
+    let mounted = mount();
+    let (content, status) = (std::fs::read_to_string(&path).unwrap(), mounted.status());
+    mounted.umount();
+    (content, status)
+}
+
+#[test]
+fn d3_under_local_a_close_survives_a_power_cut() {
+    assert_eq!(closed_before_a_power_cut("local").0, "new");
+}
+
+#[test]
+fn d3_under_cached_a_power_cut_may_take_a_close_that_was_not_synced() {
+    assert_eq!(closed_before_a_power_cut("cached").0, "old");
 }

@@ -82,7 +82,7 @@ impl World {
         let target = |(index, target): (usize, DynTarget)| {
             let (keeper, watch) = gate(Gate::Open);
             tokio::spawn(keep_open(keeper));
-            DriverTarget { bit: bit(index), name: format!("t{index}"), target, gate: watch }
+            DriverTarget { bit: bit(index), name: format!("t{index}"), target, gate: watch, requests_max: None }
         };
         let targets = targets.into_iter().enumerate().map(target).collect();
         Driver::start(Arc::clone(&self.meta), self.files.clone(), targets, options).unwrap()
@@ -298,7 +298,8 @@ async fn nothing_passes_a_gate_that_is_not_open() {
     world.commit(100);
     let store = MemoryTarget::new();
     let (keeper, watch) = gate(Gate::Unknown);
-    let target = DriverTarget { bit: bit(0), name: "t0".into(), target: Arc::new(store.clone()), gate: watch };
+    let target: DynTarget = Arc::new(store.clone());
+    let target = DriverTarget { bit: bit(0), name: "t0".into(), target, gate: watch, requests_max: None };
     let driver = Driver::start(Arc::clone(&world.meta), world.files.clone(), vec![target], quick()).unwrap();
     let blocked = Gate::Blocked { reason: "place is empty".into(), hint: "mount it".into() };
     keeper.set(blocked.clone());

@@ -40,7 +40,7 @@ fn page(chunks: &[ChunkTodo]) -> TodoPage {
 
 /// One target with an open gate and `chunks` in its window; returns what it started.
 fn one_target(chunks: &[ChunkTodo]) -> (Planner, Vec<Effect>) {
-    let mut planner = Planner::new(Config::default(), [bit(0)], at(0));
+    let mut planner = Planner::new(Config::default(), [(bit(0), None)], at(0));
     planner.handle(at(0), Event::Target(bit(0), TargetEvent::Gate(Gate::Open)), 0);
     let effects = tell(&mut planner, 0, TargetEvent::Loaded(page(chunks)));
     (planner, effects)
@@ -57,7 +57,7 @@ fn tick(planner: &mut Planner, secs: u64) -> Vec<Effect> {
 
 #[test]
 fn nothing_is_sent_before_the_gate_is_open() {
-    let mut planner = Planner::new(Config::default(), [bit(0)], at(0));
+    let mut planner = Planner::new(Config::default(), [(bit(0), None)], at(0));
     let load = Effect::Load { after: ChunkId(0), limit: 1024 };
     assert_eq!(tick(&mut planner, 0), [load]);
     assert_eq!(tell(&mut planner, 0, TargetEvent::Loaded(page(&[todo(1, BULK)]))), []);
@@ -243,7 +243,7 @@ impl World {
         };
         let bits = [bit(0), bit(1)];
         World {
-            planner: Planner::new(config, bits, at(0)),
+            planner: Planner::new(config, bits.map(|bit| (bit, None)), at(0)),
             config,
             now: at(0),
             random: seed | 1,
