@@ -54,6 +54,15 @@ pub mod decisions {
     #[doc = include_str!("decisions/retries.md")]
     pub mod retries {}
 
+    #[doc = include_str!("decisions/conflicts.md")]
+    pub mod conflicts {}
+
+    #[doc = include_str!("decisions/checkpoints.md")]
+    pub mod checkpoints {}
+
+    #[doc = include_str!("decisions/sessions.md")]
+    pub mod sessions {}
+
     #[doc = include_str!("decisions/zeros.md")]
     pub mod zeros {}
 }
