@@ -401,19 +401,24 @@ pub(crate) fn empty_store_of(dir: &std::path::Path, filesystem: FilesystemId) ->
 
 /// An order in which a target may get the records: `late` says for how many rounds a record stays behind (O6, O7).
 pub(crate) fn overtaken(records: &[Record], late: &[u8]) -> Vec<Record> {
-    let mut left: Vec<(u8, &Record)> =
-        records.iter().enumerate().map(|(i, record)| (late.get(i).map_or(0, |rounds| rounds % 4), record)).collect();
+    let footprints: Vec<Footprint> = records.iter().map(|record| Footprint::of(&record.change)).collect();
+    let rounds = |i: usize| late.get(i).map_or(0, |rounds| rounds % 4);
+    let mut left: Vec<(u8, &Record, &Footprint)> = records
+        .iter()
+        .zip(&footprints)
+        .enumerate()
+        .map(|(i, (record, footprint))| (rounds(i), record, footprint))
+        .collect();
     let mut order = vec![];
     while !left.is_empty() {
         let mut deferred = Deferred::new();
-        left.retain_mut(|(rounds, record)| {
-            let footprint = Footprint::of(&record.change);
-            if *rounds == 0 && deferred.admits(&footprint) {
+        left.retain_mut(|(rounds, record, footprint)| {
+            if *rounds == 0 && deferred.admits(footprint) {
                 order.push((*record).clone());
                 return false;
             }
             *rounds = rounds.saturating_sub(1);
-            deferred.insert(&footprint);
+            deferred.insert(footprint);
             true
         });
     }

@@ -521,8 +521,8 @@ impl Job {
         for key in &plan.remove {
             target.delete(key).await?;
         }
-        let Some(older) = plan.older else { return Ok(()) };
-        for row in rows.iter().filter(|row| row.complete && row.seq < older.seq) {
+        let Some(replay_from) = plan.replay_from() else { return Ok(()) };
+        for row in rows.iter().filter(|row| row.complete && !plan.stay.contains(row)) {
             meta.forget_checkpoint(bit, row.seq, row.export)?;
         }
         let newest = meta.cursor(bit)?.confirmed.map(|confirmed| confirmed.n);
@@ -530,7 +530,7 @@ impl Job {
             if let Key::Segment { n, .. } = key::parse(&object)
                 // The one before what is replayed proves the chain, and is what the next mount goes on from if nothing
                 // follows; the newest is how contact knows the target again (T7).
-                && n.next() < older.replay_from && newest.is_some_and(|newest| n < newest)
+                && n.next() < replay_from && newest.is_some_and(|newest| n < newest)
             {
                 target.delete(&object).await?;
             }
@@ -542,10 +542,19 @@ impl Job {
 /// What goes of a target's checkpoints.
 #[derive(Debug, PartialEq, Eq)]
 struct TrimPlan {
-    /// The older one of the two that stay; `None` while there are not two.
-    older: Option<CheckpointRow>,
+    /// The newest of ours, newest first.
+    stay: Vec<CheckpointRow>,
     /// Keys, in the order in which they go: first what makes a checkpoint complete.
     remove: Vec<String>,
+}
+
+impl TrimPlan {
+    /// The first segment that one of those that stay is replayed from; `None` while there are not two. Not always the older
+    /// one's: two may have the same seq.
+    fn replay_from(&self) -> Option<SegmentNumber> {
+        self.stay.get(KEPT - 1)?;
+        self.stay.iter().map(|row| row.replay_from).min()
+    }
 }
 
 /// Plans it from a listing and our rows. Pure. Complete checkpoints that have no row, of another lineage or from before a
@@ -559,19 +568,21 @@ fn plan_trim(objects: &[String], rows: &[CheckpointRow]) -> TrimPlan {
     }
     let is_complete =
         |files: &[(CheckpointFile, &String)]| files.iter().any(|(file, _)| *file == CheckpointFile::Complete);
-    let stays: Vec<&CheckpointRow> = rows
+    let mut stay: Vec<CheckpointRow> = rows
         .iter()
-        .rev()
         .filter(|row| row.complete && found.get(&(row.seq, row.export)).is_some_and(|files| is_complete(files)))
-        .take(KEPT)
+        .copied()
         .collect();
-    let older = stays.get(KEPT - 1).map(|row| **row);
+    stay.sort_by_key(|row| std::cmp::Reverse((row.seq, row.replay_from)));
+    stay.truncate(KEPT);
+    let older = stay.get(KEPT - 1).map(|row| row.seq);
     let mut remove = Vec::new();
     for ((seq, export), mut files) in found {
         let row = rows.iter().find(|row| (row.seq, row.export) == (seq, export));
         let goes = match row {
-            Some(row) if !row.complete => false,
-            _ if is_complete(&files) => older.is_some_and(|older| seq < older.seq),
+            Some(row) if !row.complete || stay.contains(row) => false,
+            Some(_) if is_complete(&files) => true,
+            None if is_complete(&files) => older.is_some_and(|older| seq < older),
             _ => true,
         };
         if goes {
@@ -579,7 +590,7 @@ fn plan_trim(objects: &[String], rows: &[CheckpointRow]) -> TrimPlan {
             remove.extend(files.into_iter().map(|(_, object)| object.clone()));
         }
     }
-    TrimPlan { older, remove }
+    TrimPlan { stay, remove }
 }
 
 /// All keys under a prefix.

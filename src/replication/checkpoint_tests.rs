@@ -282,11 +282,19 @@ fn t3_leftovers_go_and_what_is_under_way_or_of_another_lineage_stays() {
     ];
     let rows = [row(5, 5, true), row(6, 6, true), row(7, 7, false)];
     let plan = plan_trim(&objects, &rows);
-    assert_eq!(plan.older, Some(rows[0]));
+    assert_eq!(plan.stay, [rows[1], rows[0]]);
+    assert_eq!(plan.replay_from(), Some(SegmentNumber(1)));
     // Of the oldest first what makes it complete; 9 is complete and unknown: another lineage's, not ours to judge.
     assert_eq!(plan.remove, [object(1, 1, Complete), object(1, 1, Part(0)), object(2, 2, Part(0))]);
     let plan = plan_trim(&objects, &rows[1..]);
-    assert_eq!((plan.older, plan.remove), (None, vec![object(2, 2, Part(0))]), "one is not two");
+    assert_eq!((plan.replay_from(), plan.remove), (None, vec![object(2, 2, Part(0))]), "one is not two");
+    // Three of the same seq: their ids say nothing about their age, and what both need stays.
+    let rows = [(3, 9), (2, 7), (4, 8)]
+        .map(|(export, from)| CheckpointRow { replay_from: SegmentNumber(from), ..row(5, export, true) });
+    let objects: Vec<String> = rows.iter().map(|row| key::complete(row.seq, row.export)).collect();
+    let plan = plan_trim(&objects, &rows);
+    assert_eq!(plan.stay, [rows[0], rows[2]]);
+    assert_eq!((plan.replay_from(), plan.remove), (Some(SegmentNumber(8)), vec![objects[1].clone()]));
 }
 
 #[tokio::test]

@@ -128,17 +128,17 @@ impl Footprint {
 
 /// The records that stay behind, as far as later ones must know them.
 #[derive(Debug, Default)]
-pub struct Deferred {
-    writes: HashSet<Key>,
-    reads: HashSet<Key>,
+pub struct Deferred<'a> {
+    writes: HashSet<&'a Key>,
+    reads: HashSet<&'a Key>,
     reads_unknown_chunks: bool,
     closed: bool,
     len: usize,
 }
 
-impl Deferred {
+impl<'a> Deferred<'a> {
     /// Nothing deferred: everything may go.
-    pub fn new() -> Deferred {
+    pub fn new() -> Deferred<'a> {
         Deferred::default()
     }
 
@@ -155,11 +155,15 @@ impl Deferred {
     }
 
     /// Adds a record that stays behind.
-    pub fn insert(&mut self, record: &Footprint) {
-        self.writes.extend(record.writes.iter().cloned());
-        self.reads.extend(record.reads.iter().cloned());
-        self.reads_unknown_chunks |= record.reads_unknown_chunks;
+    pub fn insert(&mut self, record: &'a Footprint) {
         self.len += 1;
+        if self.closed {
+            // What it meets does not matter any more.
+            return;
+        }
+        self.writes.extend(&record.writes);
+        self.reads.extend(&record.reads);
+        self.reads_unknown_chunks |= record.reads_unknown_chunks;
         self.closed |= record.is_overtaken_by_nothing || self.len > DEFERRED_MAX;
     }
 

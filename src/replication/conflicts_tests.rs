@@ -593,19 +593,20 @@ fn o6_nothing_overtakes_a_slot_that_an_fsync_reserved() {
     let mut deferred = Deferred::new();
     deferred.insert(&slot);
     assert!(deferred.admits(&unrelated));
+    let synced = slot.clone().fsynced();
     let mut deferred = Deferred::new();
-    deferred.insert(&slot.fsynced());
+    deferred.insert(&synced);
     assert!(!deferred.admits(&unrelated));
 }
 
 #[test]
 fn o7_beyond_ten_thousand_deferred_records_the_order_is_plain() {
-    let mut deferred = Deferred::new();
     let unrelated = Footprint::of(&create(1, "z", 9));
-    for ino in 0..DEFERRED_MAX as u64 {
-        deferred.insert(&Footprint::of_open_slot(InodeId(100 + ino)));
-    }
+    let slots: Vec<Footprint> =
+        (0..=DEFERRED_MAX as u64).map(|ino| Footprint::of_open_slot(InodeId(100 + ino))).collect();
+    let mut deferred = Deferred::new();
+    slots[1..].iter().for_each(|slot| deferred.insert(slot));
     assert!(deferred.admits(&unrelated));
-    deferred.insert(&Footprint::of_open_slot(InodeId(50)));
+    deferred.insert(&slots[0]);
     assert!(!deferred.admits(&unrelated));
 }

@@ -8,6 +8,8 @@
 //!                          ▲───────────events──────────┘         └─▶ placement bits ──▶ shipper ──▶ segments
 //! ```
 
+#[cfg(test)]
+mod backlog_tests;
 pub mod backoff;
 pub mod checkpoint;
 pub mod conflicts;

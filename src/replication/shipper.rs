@@ -280,9 +280,10 @@ impl Worker {
         let control = &self.control;
         loop {
             let urgent = *control.wanted.borrow() > self.publish.borrow().shipped_seq;
-            let pace = if urgent { self.shared.pace.urgent } else { self.shared.pace.round };
-            // Looking at a long window may cost more than a little: it shall not take more than a twentieth of a core.
-            let due = done + pace.max(took * 20);
+            // Looking at a long window may cost more than a little (100 ms for one that is full): it shall not take more
+            // than a twentieth of a core, a quarter while somebody waits.
+            let (pace, rest) = if urgent { (self.shared.pace.urgent, 3) } else { (self.shared.pace.round, 19) };
+            let due = done + pace.max(took * rest);
             let left = due.since(clock::instant());
             if left.is_zero() || control.asked_now.swap(false, Ordering::AcqRel) {
                 return;
