@@ -139,14 +139,12 @@ impl Tx<'_> {
     }
 
     /// Reserves `slot` and returns the row as it is then: the reservation wrote size and times into it (O1).
+    ///
+    /// Also where the name belongs to another inode by now: whoever claimed the slot counts it as reserved.
     pub(super) fn reserve_before_naming(&mut self, inode: Inode, slot: Option<&SlotRequest>) -> Result<Inode> {
-        match slot {
-            Some(slot) if slot.ino == inode.ino => {
-                self.reserve_slot(slot)?;
-                Inode::get(self.conn(), inode.ino)
-            }
-            _ => Ok(inode),
-        }
+        let Some(slot) = slot else { return Ok(inode) };
+        self.reserve_slot(slot)?;
+        Inode::get(self.conn(), inode.ino)
     }
 
     /// The directory of a new name: alive, and without that name.

@@ -69,8 +69,11 @@ impl Tx<'_> {
         let moved = named_inode(self.conn(), entry(self.conn(), from)?)?;
         let mut replaced = match find_entry(self.conn(), to)? {
             Some(_) if no_replace => return Err(Errno::EXIST.into()),
-            // Two names of one inode: rename(2) does nothing then.
-            Some(ino) if ino == moved.ino => return Ok(None),
+            // Two names of one inode: rename(2) does nothing then, but the claimed slot is counted as reserved.
+            Some(ino) if ino == moved.ino => {
+                self.reserve_before_naming(moved, slot)?;
+                return Ok(None);
+            }
             Some(ino) => Some(named_inode(self.conn(), ino)?),
             None => None,
         };
@@ -119,6 +122,9 @@ impl Tx<'_> {
         let at_a = named_inode(self.conn(), entry(self.conn(), a)?)?;
         let at_b = named_inode(self.conn(), entry(self.conn(), b)?)?;
         if at_a.ino == at_b.ino {
+            for slot in slots {
+                self.reserve_slot(slot)?;
+            }
             return Ok(());
         }
         for (moved, new_parent) in [(&at_a, b.parent), (&at_b, a.parent)] {
@@ -126,9 +132,11 @@ impl Tx<'_> {
                 return Err(Errno::INVAL.into());
             }
         }
-        let slot = |ino| slots.iter().find(|slot| slot.ino == ino);
-        let mut at_a = self.reserve_before_naming(at_a, slot(at_a.ino))?;
-        let mut at_b = self.reserve_before_naming(at_b, slot(at_b.ino))?;
+        for slot in slots {
+            self.reserve_slot(slot)?;
+        }
+        let mut at_a = Inode::get(self.conn(), at_a.ino)?;
+        let mut at_b = Inode::get(self.conn(), at_b.ino)?;
         let seq = self.append(&Change::Exchange { a: (a.dentry(), at_a.ino), b: (b.dentry(), at_b.ino), time })?;
         // The names stay where they are in the order of readdir; only what they refer to changes.
         self.point_entry(a, at_b.ino)?;

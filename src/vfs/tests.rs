@@ -159,6 +159,22 @@ fn o1_a_dirty_file_takes_its_slot_before_the_record_that_names_it() {
 }
 
 #[test]
+fn regression_o1_a_rename_that_does_nothing_loses_no_content() {
+    for mode in [RenameMode::Replace, RenameMode::Exchange] {
+        let rig = Rig::new();
+        let ino = rig.create("a").unwrap();
+        rig.write(ino, 0, b"bytes");
+        rig.vfs.link(ino, InodeId::ROOT, b"b").unwrap();
+        rig.write(ino, 5, b" more");
+        rig.rename("a", "b", mode).unwrap();
+        rig.close(ino);
+        rig.settle();
+        assert_eq!(rig.vfs.getattr(ino).unwrap().inode.size, 10);
+        assert_eq!(rig.read(ino), b"bytes more");
+    }
+}
+
+#[test]
 fn a_file_without_a_name_keeps_its_bytes_until_its_last_close_and_its_rows_until_it_is_forgotten() {
     let rig = Rig::new();
     let ino = rig.create("a").unwrap();
