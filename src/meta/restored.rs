@@ -1,6 +1,7 @@
 //! Restored stores: what a store needs beside the filesystem itself to go on with the targets it came from (D6, T7).
 //!
-//! Owns: rows of the targets that were read, bits of the chunks that they list, the places in history that nobody has.
+//! Owns: rows of the targets that were read, bits of the chunks that they list, the places in history that nobody has, the
+//! writers whose history was restored, and the row of a target that is met again later.
 //! Does not own: what they hold (`restore`), the filesystem's tables (`import`, `replay`).
 //!
 //! A restored store has no journal. A place that is missing in a target's history, because a record was overtaken (O6) and
@@ -11,7 +12,7 @@ use rusqlite::params;
 
 use super::journal::{Kind, encode};
 use super::target::Mode;
-use super::{Meta, Result, Tx};
+use super::{Error, Meta, Result, Tx};
 use crate::format::record::{Change, VoidReason};
 use crate::id::{
     ChunkHash, Epoch, ExportId, Generation, Hash, InodeId, SegmentNumber, Seq, TargetBit, TargetId, WriterId,
@@ -43,6 +44,32 @@ pub struct SourceRow {
     pub checkpoints: Vec<(Seq, ExportId, SegmentNumber, u64)>,
     /// Segments after the newest one that counts which do not: of another history, or of a unit that was never finished.
     /// They are known, and no reason to refuse the target (T7).
+    pub discarded: Vec<(Epoch, WriterId, SegmentNumber)>,
+}
+
+/// How much of a writer's history a restored state holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownWriter {
+    pub epoch: Epoch,
+    pub writer: WriterId,
+    /// Its records up to here are in the state; those above are not.
+    pub seq: Seq,
+}
+
+/// A target of the filesystem that was met again after a restore that it was not a source of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetAgain {
+    /// As its `tandemfs.json` says.
+    pub id: TargetId,
+    /// Its newest segment that counts: what the next writer goes on from.
+    pub last: Option<(Epoch, WriterId, SegmentNumber, Hash)>,
+    /// Every record up to this one is on it.
+    pub low_water: Seq,
+    /// The highest record on it.
+    pub highest: Seq,
+    /// Its complete checkpoints: seq, export, `replay_from`, bytes.
+    pub checkpoints: Vec<(Seq, ExportId, SegmentNumber, u64)>,
+    /// As in [`SourceRow`].
     pub discarded: Vec<(Epoch, WriterId, SegmentNumber)>,
 }
 
@@ -101,17 +128,60 @@ impl Tx<'_> {
                 source.segment_bytes as i64,
                 source.segments as i64
             ])?;
-        for (seq, export, replay_from, bytes) in &source.checkpoints {
+        self.add_found(bit, &source.checkpoints, &source.discarded)?;
+        Ok(bit)
+    }
+
+    /// Notes what lies on a target from before.
+    fn add_found(
+        &mut self,
+        bit: TargetBit,
+        checkpoints: &[(Seq, ExportId, SegmentNumber, u64)],
+        discarded: &[(Epoch, WriterId, SegmentNumber)],
+    ) -> Result<()> {
+        for (seq, export, replay_from, bytes) in checkpoints {
             self.conn()
                 .prepare_cached("INSERT OR REPLACE INTO checkpoint VALUES (?1, ?2, ?3, ?4, 1, ?5)")?
                 .execute(params![bit, seq, export, replay_from, *bytes as i64])?;
         }
-        for (epoch, writer, n) in &source.discarded {
+        for (epoch, writer, n) in discarded {
             self.conn()
                 .prepare_cached("INSERT OR REPLACE INTO discarded VALUES (?1, ?2, ?3, ?4)")?
                 .execute(params![bit, n, epoch, writer])?;
         }
-        Ok(bit)
+        Ok(())
+    }
+
+    /// Makes the row of a target that nobody spoke to since the restore the row of the target that is there, to be
+    /// resynced (D6). Its chunks were claimed before.
+    pub fn meet_again(&mut self, bit: TargetBit, met: &MetAgain) -> Result<()> {
+        let (epoch, writer, n, hash) = match met.last {
+            Some((epoch, writer, n, hash)) => (epoch, writer, n, hash.to_string()),
+            None => (Epoch(0), WriterId(0), SegmentNumber(0), String::new()),
+        };
+        let changed = self
+            .conn()
+            .prepare_cached(
+                "UPDATE target SET uuid = ?2, initialised = 1, base_seq = ?3, position = ?4, shipped_seq = ?5, n = ?6, \
+                 hash = ?7, epoch = ?8, writer = ?9, confirmed_n = ?6, confirmed_hash = ?7, confirmed_epoch = ?8, \
+                 confirmed_writer = ?9, confirmed_seq = ?4 WHERE bit = ?1 AND initialised = 0",
+            )?
+            .execute(params![bit, met.id, self.head(), met.highest, met.low_water, n, hash, epoch, writer])?;
+        if changed == 0 {
+            return Err(Error::Damaged(format!("target {} was met before", bit.index())));
+        }
+        self.conn().prepare_cached("DELETE FROM deferred WHERE bit = ?1")?.execute([bit])?;
+        self.add_found(bit, &met.checkpoints, &met.discarded)?;
+        self.set_target_mode(bit, Mode::Resync, None)?;
+        self.recount_tally(bit)
+    }
+
+    /// Takes back what [`Tx::claim`] took over for a target: the place turned out to be an empty one.
+    pub fn unclaim(&mut self, bit: TargetBit) -> Result<()> {
+        self.conn()
+            .prepare_cached("UPDATE chunk SET placed = placed & ~?1, claimed = claimed & ~?1 WHERE claimed & ?1 <> 0")?
+            .execute([bit.mask() as i64])?;
+        self.recount_tally(bit)
     }
 
     /// Fills places in history that nobody has, and has them shipped to those targets that follow.
@@ -149,8 +219,20 @@ impl Tx<'_> {
         Ok(claimed)
     }
 
-    /// The last step: what still has to be placed, the sums of it, and the newest writer of all that were seen.
-    pub fn finish_restore(&mut self, bits: &[TargetBit], epoch: Epoch, writer: WriterId) -> Result<()> {
+    /// The last step: what still has to be placed, the sums of it, whose history this is, and the newest writer of all that
+    /// were seen.
+    pub fn finish_restore(
+        &mut self,
+        bits: &[TargetBit],
+        lineage: &[KnownWriter],
+        epoch: Epoch,
+        writer: WriterId,
+    ) -> Result<()> {
+        for KnownWriter { epoch, writer, seq } in lineage {
+            self.conn()
+                .prepare_cached("INSERT OR REPLACE INTO lineage VALUES (?1, ?2, ?3)")?
+                .execute(params![epoch, writer, seq])?;
+        }
         let pinning = self.pinning_mask()? as i64;
         self.conn().execute("UPDATE chunk SET incomplete = (placed & ?1 <> ?1 AND dead_seq IS NULL)", [pinning])?;
         for bit in bits {
@@ -162,6 +244,22 @@ impl Tx<'_> {
 }
 
 impl Meta {
+    /// The writers whose history this state was restored from; none if it never was.
+    pub fn restored_lineage(&self) -> Result<Vec<KnownWriter>> {
+        self.read(|conn| {
+            let mut rows = conn.prepare_cached("SELECT epoch, writer, seq FROM lineage ORDER BY epoch, writer")?;
+            let rows = rows
+                .query_map([], |row| Ok(KnownWriter { epoch: row.get(0)?, writer: row.get(1)?, seq: row.get(2)? }))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// As [`Tx::meet_again`], durable before it returns.
+    pub fn meet_again(&self, bit: TargetBit, met: &MetAgain) -> Result<()> {
+        self.write(|tx| tx.meet_again(bit, met))?;
+        self.sync()
+    }
+
     /// Segments on target `bit` that were seen at restore and do not count.
     pub fn discarded_segments(&self, bit: TargetBit) -> Result<Vec<(Epoch, WriterId, SegmentNumber)>> {
         self.read(|conn| {

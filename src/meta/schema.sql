@@ -132,6 +132,11 @@ CREATE TABLE discarded (                                                        
   epoch INTEGER NOT NULL, writer TEXT NOT NULL,
   PRIMARY KEY (bit, n, epoch, writer)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE lineage (                                                          -- writers whose history this state was restored from (T7)
+  epoch INTEGER NOT NULL, writer TEXT NOT NULL,
+  seq INTEGER NOT NULL,                            -- its records up to here are in this state; those above are not
+  PRIMARY KEY (epoch, writer)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE segment (                                                          -- built, not yet confirmed (T2)
   bit INTEGER NOT NULL, n INTEGER NOT NULL,
   epoch INTEGER NOT NULL, writer TEXT NOT NULL,

@@ -138,9 +138,14 @@ impl Tx<'_> {
             .find(|bit| known.iter().all(|row| row.bit != *bit))
             .ok_or_else(|| Error::Damaged(format!("there are {} targets already", TargetBit::COUNT)))?;
         let head = self.head();
-        // Rows of the journal go when all followers have them; while the first is there, all are.
+        // Rows of the journal go when all followers have them; while the first is there, all are. A restored journal has at
+        // most some that fill places (`restored`).
         let whole_journal = head == Seq::ZERO
-            || self.conn().query_row("SELECT EXISTS (SELECT 1 FROM journal WHERE seq = 1)", [], |row| row.get(0))?;
+            || self.conn().query_row(
+                "SELECT EXISTS (SELECT 1 FROM journal WHERE seq = 1) AND NOT EXISTS (SELECT 1 FROM lineage)",
+                [],
+                |row| row.get(0),
+            )?;
         let (mode, base) = if whole_journal { (Mode::Follow, Seq::ZERO) } else { (Mode::Resync, head) };
         self.conn()
             .prepare_cached(

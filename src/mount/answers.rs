@@ -25,10 +25,7 @@ pub fn status(parts: &dyn Parts, mountpoint: &Path, state_dir: &Path) -> Result<
     let head = meta.head();
     let rows = meta.targets().map_err(internal)?;
     let tallies: BTreeMap<TargetBit, Tally> = meta.tallies().map_err(internal)?.into_iter().collect();
-    let targets = rows
-        .iter()
-        .map(|row| target_status(parts, row, tallies.get(&row.bit).copied().unwrap_or_default(), head))
-        .collect::<Result<Vec<_>, _>>()?;
+    let targets = rows.iter().map(|row| target_status(parts, row, &tallies, head)).collect::<Result<Vec<_>, _>>()?;
     let dirty = parts.dirty(None);
     let shipped = rows.iter().map(|row| row.shipped_seq).min().unwrap_or(head);
     let unreplicated = Unreplicated {
@@ -55,7 +52,28 @@ pub fn status(parts: &dyn Parts, mountpoint: &Path, state_dir: &Path) -> Result<
     })
 }
 
-fn target_status(parts: &dyn Parts, row: &TargetRow, tally: Tally, head: Seq) -> Result<status::Target, Error> {
+/// How far a resync is, and the chunks it lacks. A resyncer has no sum of what it needs; whoever follows has.
+fn resync(row: &TargetRow, own: Tally, tallies: &BTreeMap<TargetBit, Tally>) -> (status::Resync, u64) {
+    let all = tallies
+        .values()
+        .map(|tally| (tally.placed_bytes + tally.pending_bytes, tally.placed_chunks + tally.pending_chunks));
+    let (bytes, chunks) = all.max().unwrap_or_default();
+    let resync = status::Resync { seq: row.base_seq.0, placed_bytes: own.placed_bytes.min(bytes), total_bytes: bytes };
+    (resync, chunks.saturating_sub(own.placed_chunks))
+}
+
+fn target_status(
+    parts: &dyn Parts,
+    row: &TargetRow,
+    tallies: &BTreeMap<TargetBit, Tally>,
+    head: Seq,
+) -> Result<status::Target, Error> {
+    let tally = tallies.get(&row.bit).copied().unwrap_or_default();
+    let resync = (row.mode == target::Mode::Resync).then(|| resync(row, tally, tallies));
+    let (pending_objects, pending_bytes) = match resync {
+        Some((resync, chunks)) => (chunks, resync.total_bytes - resync.placed_bytes),
+        None => (tally.pending_chunks, tally.pending_bytes),
+    };
     let backlog = parts.meta().shipping_backlog(row.bit).map_err(internal)?;
     let now = clock::now();
     let (health, last_error) = parts.health(row.bit);
@@ -79,12 +97,14 @@ fn target_status(parts: &dyn Parts, row: &TargetRow, tally: Tally, head: Seq) ->
         // It holds everything that happened before the oldest record that it lacks.
         whole_as_of: match backlog.oldest {
             _ if !row.initialised || (row.shipped_seq == Seq::ZERO && !caught_up) => None,
+            // The journal does not reach back to what it lacks.
+            _ if row.mode == target::Mode::Resync && !caught_up => None,
             Some(oldest) if !caught_up => Some(crate::format::utc(oldest)),
             _ => Some(crate::format::utc(now)),
         },
-        resync: None,
-        pending_objects: tally.pending_chunks,
-        pending_bytes: tally.pending_bytes,
+        resync: resync.map(|(resync, _)| resync),
+        pending_objects,
+        pending_bytes,
         lag_seconds: match backlog.oldest {
             Some(oldest) if !caught_up => now.secs().saturating_sub(oldest.secs()).max(0) as u64,
             _ => 0,
@@ -218,6 +238,24 @@ mod tests {
         assert_eq!((status.unreplicated.files, status.unreplicated.bytes), (1, 10));
         parts.fence("b");
         assert_eq!(status_of(&parts).targets[1].mode, Mode::Fenced);
+    }
+
+    #[test]
+    fn t4_how_far_a_resync_is_is_measured_by_those_that_follow() {
+        let tally = |pending, placed| Tally {
+            pending_chunks: pending,
+            pending_bytes: 10 * pending,
+            placed_chunks: placed,
+            placed_bytes: 10 * placed,
+        };
+        let bit = |index| TargetBit::new(index).unwrap();
+        let row = TargetRow { base_seq: Seq(9), ..Fake::new(&[("a", 2)]).meta().targets().unwrap().remove(0) };
+        let tallies = BTreeMap::from([(bit(0), tally(0, 3)), (bit(1), tally(2, 6))]);
+        let (resync, lacks) = resync(&row, tally(0, 3), &tallies);
+        assert_eq!((resync.seq, resync.placed_bytes, resync.total_bytes, lacks), (9, 30, 80, 5));
+        // It may hold chunks that nobody refers to any more.
+        let (resync, lacks) = super::resync(&row, tally(0, 9), &tallies);
+        assert_eq!((resync.placed_bytes, resync.total_bytes, lacks), (80, 80, 0));
     }
 
     #[test]

@@ -251,7 +251,7 @@ async fn t3_two_checkpoints_stay_and_the_segments_from_the_older_one_on() {
     // Contact still knows the target.
     let own = Own::of(&world.meta, bit()).unwrap();
     let target: DynTarget = Arc::new(world.memory.clone());
-    let evidence = contact::gather(&target, &own).await.unwrap();
+    let evidence = contact::gather("aws", &target, &own).await.unwrap();
     assert_eq!(contact::decide("aws", &own, &evidence), contact::Verdict::Ours);
     checkpointer.stop().await;
     shipper.stop().await;
@@ -381,7 +381,7 @@ async fn is_ours(world: &World, restored: &tempfile::TempDir) {
     let meta = crate::meta::Meta::open(&store, &Default::default()).unwrap();
     let own = Own::of(&meta, bit()).unwrap();
     let target: DynTarget = Arc::new(world.memory.clone());
-    let evidence = contact::gather(&target, &own).await.unwrap();
+    let evidence = contact::gather("aws", &target, &own).await.unwrap();
     assert_eq!(contact::decide("aws", &own, &evidence), contact::Verdict::Ours);
 }
 

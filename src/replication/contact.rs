@@ -10,6 +10,7 @@
 //! ```text
 //! tandemfs.json  none, never seen ──▶ Fresh          none, seen before ──▶ Blocked (an unmounted disk)
 //!                another filesystem or target ──▶ Conflict
+//!                ours, but this restored state never spoke to it ──▶ MetAgain, if it has no changes that we lack
 //! writers/       one at or above our epoch that is not us ──▶ Conflict (fenced)
 //! journal/       newest = the one we confirmed, or stored ones after it, same bytes ──▶ Ours
 //!                more than that ──▶ Conflict (we are older)      less ──▶ Blocked (it lost data)
@@ -17,6 +18,8 @@
 //!
 //! - At mount a conflict with one target refuses the mount, and nothing is written to any before all have answered or
 //!   timed out: the mount of an old copy of a state directory must not touch what the newer one wrote.
+//! - A state directory that was restored from some targets meets the others later (D6). Their rows were made before anybody
+//!   asked them, with an id drawn at random: the id that is found there is the row's from then on.
 //! - A target that did not answer then is contacted later like any other; a conflict then fences that target alone.
 
 use std::collections::HashMap;
@@ -31,9 +34,12 @@ use crate::format::key::{self, Key};
 use crate::format::segment::{self, BODY_BYTES_MAX, Place};
 use crate::format::superblock::Superblock;
 use crate::format::writer::{self, Parent, Writer};
-use crate::id::{Epoch, FilesystemId, SegmentNumber, Seq, TargetBit, WriterId};
+use crate::id::{Epoch, FilesystemId, SegmentNumber, Seq, TargetBit, TargetId, WriterId};
+use crate::meta::restored::{KnownWriter, MetAgain};
 use crate::meta::shipping::{Cursor, SegmentId};
 use crate::meta::{self, Meta};
+use crate::restore::standing::{self, Standing};
+use crate::restore::{self, Source};
 use crate::target::{self, DynTarget, Existing, Kind, identity};
 
 /// Pages of a listing that are read before it is called endless: a target in order has one short page of news.
@@ -80,12 +86,17 @@ pub struct Own {
     pub discarded: Vec<(Epoch, WriterId, SegmentNumber)>,
     /// The journal head.
     pub head: Seq,
+    /// Whose history this state was restored from; none if it never was.
+    pub restored: Vec<KnownWriter>,
+    /// The other targets: id, name, URI.
+    pub others: Vec<(TargetId, String, String)>,
 }
 
 impl Own {
     /// Reads it.
     pub fn of(meta: &Meta, bit: TargetBit) -> meta::Result<Own> {
         let (epoch, writer, _) = meta.writer_identity()?;
+        let others = meta.targets()?.into_iter().filter(|row| row.bit != bit);
         Ok(Own {
             filesystem: meta.filesystem()?,
             epoch,
@@ -94,7 +105,14 @@ impl Own {
             unconfirmed: meta.unconfirmed(bit)?,
             discarded: meta.discarded_segments(bit)?,
             head: meta.head(),
+            restored: meta.restored_lineage()?,
+            others: others.map(|row| (row.id, row.name, row.uri)).collect(),
         })
+    }
+
+    /// True if this restored state may meet `found` here for the first time (D6).
+    fn may_meet(&self, found: TargetId) -> bool {
+        !self.cursor.initialised && !self.restored.is_empty() && self.others.iter().all(|(id, ..)| *id != found)
     }
 
     fn is_foreign(&self, writer: &(Epoch, WriterId)) -> bool {
@@ -121,6 +139,8 @@ pub struct Evidence {
     pub foreign: Option<Writer>,
     /// The newest confirmed segment and everything after it; without one, all segments.
     pub segments: Vec<Seen>,
+    /// What it holds, if this restored state never spoke to it. Then `segments` is empty.
+    pub standing: Option<Standing>,
 }
 
 /// What follows from it.
@@ -130,6 +150,8 @@ pub enum Verdict {
     Fresh,
     /// The target that we know, with the history that we know.
     Ours,
+    /// A target of ours that this restored state meets for the first time; it has no changes that we lack (D6).
+    MetAgain(MetAgain),
     /// Not now: an operator must look, but no other history is in danger.
     Blocked {
         /// What is wrong.
@@ -146,8 +168,8 @@ pub enum Verdict {
     },
 }
 
-/// Collects what a target says. Reads only. An error: it cannot be asked now.
-pub async fn gather(target: &DynTarget, own: &Own) -> target::Result<Evidence> {
+/// Collects what target `name` says. Reads only. An error: it cannot be asked now.
+pub async fn gather(name: &str, target: &DynTarget, own: &Own) -> target::Result<Evidence> {
     let expected = identity::Expectation {
         filesystem: own.filesystem,
         target: own.cursor.id,
@@ -157,17 +179,24 @@ pub async fn gather(target: &DynTarget, own: &Own) -> target::Result<Evidence> {
     if let identity::Verdict::Unreachable(error) = place {
         return Err(error);
     }
-    let ours = matches!(place, identity::Verdict::Ours(_));
-    let mut evidence = Evidence { place, writers: Vec::new(), foreign: None, segments: Vec::new() };
-    if !ours {
+    let met = match &place {
+        identity::Verdict::Ours(found) | identity::Verdict::OtherTarget(found) if own.may_meet(found.target) => {
+            Some(found.clone())
+        }
+        identity::Verdict::Ours(_) => None,
         // What else lies there is nothing to us.
-        return Ok(evidence);
-    }
+        _ => return Ok(Evidence { place, writers: Vec::new(), foreign: None, segments: Vec::new(), standing: None }),
+    };
+    let mut evidence = Evidence { place, writers: Vec::new(), foreign: None, segments: Vec::new(), standing: None };
     evidence.writers = writers(target, None).await?;
     let newest_foreign = evidence.writers.iter().filter(|writer| own.is_foreign(writer)).max().copied();
     if let Some((epoch, id)) = newest_foreign {
         let bytes = target.get(&key::writer(epoch, id), writer::BYTES_MAX).await?;
         evidence.foreign = Writer::decode(&bytes, epoch, id).ok();
+    }
+    if let Some(superblock) = met {
+        evidence.standing = Some(standing::read(&source(name, target), superblock).await?);
+        return Ok(evidence);
     }
     // Keys sort by epoch, writer and number: one listing from just before the confirmed segment on is all the news.
     let before = own.cursor.confirmed.map(|confirmed| {
@@ -202,7 +231,24 @@ pub fn decide(name: &str, own: &Own, evidence: &Evidence) -> Verdict {
     if matches!(evidence.place, identity::Verdict::Fresh) {
         return Verdict::Fresh;
     }
-    if let Some((reason, hint)) = evidence.place.problem(name) {
+    if let Some(standing) = &evidence.standing
+        && let Some(conflict) = lacking(name, own, standing)
+    {
+        return conflict;
+    }
+    if let identity::Verdict::OtherTarget(found) = &evidence.place
+        && let Some((_, other, uri)) = own.others.iter().find(|(id, ..)| *id == found.target)
+    {
+        return Verdict::Conflict {
+            reason: format!("target {name:?} has the place of target {other:?}, which is configured as {uri}"),
+            hint: format!(
+                "give each target a place of its own; if those of {name:?} and {other:?} were swapped, on the disk or by \
+                 what is mounted where, swap them back"
+            ),
+        };
+    }
+    let known = evidence.standing.is_none();
+    if let Some((reason, hint)) = evidence.place.problem(name).filter(|_| known) {
         return match evidence.place {
             identity::Verdict::Foreign(_) | identity::Verdict::OtherTarget(_) => Verdict::Conflict { reason, hint },
             _ => Verdict::Blocked { reason, hint },
@@ -220,10 +266,36 @@ pub fn decide(name: &str, own: &Own, evidence: &Evidence) -> Verdict {
                 "target {name:?} is written by {who} (epoch {epoch}); this state directory wrote last in epoch {}",
                 own.epoch
             ),
-            hint: resolve(name),
+            hint: if known { resolve(name) } else { restore_too(name) },
         };
     }
-    history(name, own, &evidence.segments)
+    match &evidence.standing {
+        Some(Standing::Read { met, .. }) => Verdict::MetAgain(met.clone()),
+        _ => history(name, own, &evidence.segments),
+    }
+}
+
+/// The reason why a target that this restored state never spoke to must not be written to, if there is one.
+fn lacking(name: &str, own: &Own, standing: &Standing) -> Option<Verdict> {
+    let reason = match standing::judge(standing, &own.restored) {
+        standing::Verdict::Behind => return None,
+        standing::Verdict::Ahead(seq) => {
+            format!("target {name:?} has changes up to {seq} that the restored state lacks")
+        }
+        standing::Verdict::Unknown(why) => {
+            format!("target {name:?} may have changes that the restored state lacks: {why}")
+        }
+    };
+    Some(Verdict::Conflict { reason, hint: restore_too(name) })
+}
+
+fn restore_too(name: &str) -> String {
+    format!("restore anew, from {name:?} too: one tandemfs restore with a --from for each target; or mount without it")
+}
+
+/// A target as `restore` sees it.
+fn source(name: &str, target: &DynTarget) -> Source {
+    Source { target: target.clone(), name: name.to_owned(), uri: String::new() }
 }
 
 /// Compares the segments that are there with those that we know.
@@ -339,6 +411,33 @@ pub async fn initialise(
     Ok(())
 }
 
+/// Takes over a target that this restored state meets for the first time: what it has counts, the rest is resynced (D6).
+/// Nothing is written to it. Cut off in the middle, it is done again.
+pub async fn take_over(
+    meta: &Arc<Meta>,
+    target: &DynTarget,
+    name: &str,
+    bit: TargetBit,
+    met: &MetAgain,
+) -> Result<(), Failure> {
+    // What an earlier attempt claimed may have been another place.
+    meta.write(|tx| tx.unclaim(bit))?;
+    let claimed = match restore::claim(&source(name, target), meta, bit).await {
+        Ok((claimed, _)) => claimed,
+        Err(restore::Error::Target { error, .. }) => return Err(error.into()),
+        Err(restore::Error::Meta(error)) => return Err(error.into()),
+        Err(error) => return Err(meta::Error::Damaged(error.to_string()).into()),
+    };
+    meta.meet_again(bit, met)?;
+    tracing::info!(
+        target_name = name,
+        chunks = claimed.chunks,
+        seq = met.highest.0,
+        "a target of this filesystem that was no source of the restore is brought forward"
+    );
+    Ok(())
+}
+
 /// Announces this mount on the target, and looks whether somebody else did the same meanwhile (T7, T8). Segments of the
 /// last mount were sent before: the announcement names the newest one as what it builds on.
 pub async fn announce(meta: &Arc<Meta>, target: &DynTarget, me: &Me, bit: TargetBit) -> Result<(), Failure> {
@@ -448,7 +547,7 @@ pub async fn survey(meta: &Meta, targets: &[Asked], patience: Duration) -> meta:
     let ask = |asked: &Asked, own: Own| {
         let asked = asked.clone();
         async move {
-            match tokio::time::timeout(patience, gather(&asked.target, &own)).await {
+            match tokio::time::timeout(patience, gather(&asked.name, &asked.target, &own)).await {
                 Ok(Ok(evidence)) => {
                     let seen = evidence.writers.iter().map(|(epoch, _)| *epoch).max().unwrap_or_default();
                     (seen, Ok(decide(&asked.name, &own, &evidence)))
@@ -460,12 +559,30 @@ pub async fn survey(meta: &Meta, targets: &[Asked], patience: Duration) -> meta:
     };
     let answers = join_all(targets.iter().zip(owns).map(|(asked, own)| ask(asked, own))).await;
     let seen = answers.iter().map(|(seen, _)| *seen).max().unwrap_or_default();
-    let answers = targets
+    let mut answers: Vec<Answer> = targets
         .iter()
         .zip(answers)
         .map(|(asked, (_, verdict))| Answer { bit: asked.bit, name: asked.name.clone(), verdict })
         .collect();
+    refuse_same_place(&mut answers);
     Ok(Survey { answers, seen })
+}
+
+/// Two URIs that lead to the same target, which this restored state never spoke to (T1). Of others the rows tell.
+fn refuse_same_place(answers: &mut [Answer]) {
+    let mut met: Vec<(TargetId, String)> = Vec::new();
+    for answer in answers {
+        let Ok(Verdict::MetAgain(MetAgain { id, .. })) = &answer.verdict else { continue };
+        match met.iter().find(|(known, _)| known == id) {
+            Some((_, other)) => {
+                answer.verdict = Ok(Verdict::Conflict {
+                    reason: format!("targets {other:?} and {:?} are the same place", answer.name),
+                    hint: "give each target a place of its own".into(),
+                });
+            }
+            None => met.push((*id, answer.name.clone())),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ impl World {
 
     async fn verdict(&self) -> Verdict {
         let own = Own::of(&self.meta, bit()).unwrap();
-        decide(NAME, &own, &gather(&self.target, &own).await.unwrap())
+        decide(NAME, &own, &gather(NAME, &self.target, &own).await.unwrap())
     }
 
     /// Initialises and announces.
@@ -144,12 +144,73 @@ async fn t1_another_filesystem_or_another_target_of_ours_is_a_conflict() {
     let mut superblock = Superblock::decode(&world.memory.objects()[key::SUPERBLOCK].clone()).unwrap();
     superblock.target = TargetId::random();
     world.memory.objects().insert(key::SUPERBLOCK.into(), superblock.encode().into());
-    assert!(conflict(world.verdict().await).contains("is the place of target"));
+    assert!(conflict(world.verdict().await).contains("not as the target that this state directory knows"));
+    superblock.target_name = "oss".into();
+    world.memory.objects().insert(key::SUPERBLOCK.into(), superblock.encode().into());
+    assert!(conflict(world.verdict().await).contains("is the place of target \"oss\""));
     superblock.filesystem = FilesystemId::random();
     world.memory.objects().insert(key::SUPERBLOCK.into(), superblock.encode().into());
     assert!(conflict(world.verdict().await).contains("another filesystem"));
     world.memory.objects().insert(key::SUPERBLOCK.into(), Bytes::from_static(b"{\"format\":2}"));
     assert!(blocked(world.verdict().await).contains("cannot be read"));
+}
+
+/// A target of the filesystem that this state directory has a row for and never spoke to.
+async fn never_met(restored: &[KnownWriter]) -> World {
+    let world = World::new();
+    let superblock = Superblock {
+        filesystem: world.meta.filesystem().unwrap(),
+        target: TargetId::random(),
+        name: "photos".into(),
+        target_name: NAME.into(),
+        created: Timestamp::EPOCH,
+    };
+    world.memory.objects().insert(key::SUPERBLOCK.into(), superblock.encode().into());
+    let place = Place {
+        filesystem: superblock.filesystem,
+        target: superblock.target,
+        epoch: Epoch(0),
+        writer: WriterId(3),
+        n: SegmentNumber(1),
+    };
+    let mut builder = Builder::new(place, None);
+    builder.push(Seq(9), b"{\"t\":\"removexattr\",\"seq\":9,\"ino\":1,\"name\":\"user.k\",\"ctime\":[1,0]}\n");
+    world.put(&builder.finish(Seq(4), true)).await;
+    world.meta.write(|tx| tx.finish_restore(&[], restored, Epoch(0), WriterId(3))).unwrap();
+    world.meta.begin_mount(Epoch(0), "boot").unwrap();
+    world
+}
+
+#[tokio::test]
+async fn d6_a_restored_state_takes_over_a_target_that_it_meets_and_knows_it_from_then_on() {
+    let known = KnownWriter { epoch: Epoch(0), writer: WriterId(3), seq: Seq(9) };
+    let world = never_met(&[known]).await;
+    let before = world.memory.objects().clone();
+    let Verdict::MetAgain(met) = world.verdict().await else { panic!("{:?}", world.verdict().await) };
+    assert_eq!((met.highest, met.low_water), (Seq(9), Seq(4)));
+    take_over(&world.meta, &world.target, NAME, bit(), &met).await.unwrap();
+    assert_eq!(*world.memory.objects(), before, "nothing was written");
+    assert_eq!(world.verdict().await, Verdict::Ours);
+    let (row, cursor) = (world.meta.targets().unwrap().remove(0), world.meta.cursor(bit()).unwrap());
+    assert_eq!((row.id, row.mode, row.shipped_seq), (met.id, crate::meta::target::Mode::Resync, Seq(4)));
+    assert_eq!(cursor.confirmed.unwrap().n, SegmentNumber(1), "the next writer goes on from there");
+    // Only once: a target that is known is not taken over.
+    assert!(take_over(&world.meta, &world.target, NAME, bit(), &met).await.is_err());
+}
+
+#[tokio::test]
+async fn t7_a_restored_state_does_not_take_over_what_it_lacks() {
+    let known = KnownWriter { epoch: Epoch(0), writer: WriterId(3), seq: Seq(8) };
+    let world = never_met(&[known]).await;
+    assert!(conflict(world.verdict().await).contains("has changes up to 9 that the restored state lacks"));
+    // What cannot be read may be such a change.
+    let world = never_met(&[KnownWriter { seq: Seq(9), ..known }]).await;
+    let segment = world.memory.objects().keys().find(|key| key.starts_with(key::JOURNAL)).unwrap().clone();
+    world.memory.objects().insert(segment, Bytes::from_static(b"damaged"));
+    assert!(conflict(world.verdict().await).contains("may have changes"));
+    // One that was never restored meets nobody again.
+    let world = never_met(&[]).await;
+    conflict(world.verdict().await);
 }
 
 #[tokio::test]

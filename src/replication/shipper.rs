@@ -333,10 +333,18 @@ impl Worker {
     /// The way to an open gate, or the reason why not.
     async fn contact(&mut self) -> Result<Gate, Failure> {
         let own = Own::of(&self.shared.meta, self.bit)?;
-        let evidence = contact::gather(&self.target, &own).await?;
+        let evidence = contact::gather(&self.name, &self.target, &own).await?;
         match contact::decide(&self.name, &own, &evidence) {
             Verdict::Fresh => {
+                if !own.restored.is_empty() {
+                    // Of another place that was about to be taken over under this name.
+                    let (meta, bit) = (Arc::clone(&self.shared.meta), self.bit);
+                    blocking(move || meta.write(|tx| tx.unclaim(bit))).await?;
+                }
                 contact::initialise(&self.shared.meta, &self.target, &self.name, &self.shared.me, self.bit).await?;
+            }
+            Verdict::MetAgain(met) => {
+                contact::take_over(&self.shared.meta, &self.target, &self.name, self.bit, &met).await?;
             }
             Verdict::Ours if !own.cursor.initialised => self.shared.meta.set_initialised(self.bit)?,
             Verdict::Ours => {}

@@ -57,7 +57,7 @@ pub(crate) struct State<'a> {
 }
 
 /// Why replay ended before the end.
-enum Stop {
+pub(crate) enum Stop {
     /// What cannot be proved.
     Unproven(String),
     /// Another source shows that the rest is discarded history.
@@ -169,13 +169,13 @@ pub(crate) async fn replay(
 }
 
 /// The hash that a segment says it has, and has.
-async fn hash_of(source: &Source, place: &Place) -> Result<Hash, Stop> {
+pub(crate) async fn hash_of(source: &Source, place: &Place) -> Result<Hash, Stop> {
     let body = evidence::fetch(source, &place.key(), BODY_BYTES_MAX).await.map_err(Stop::Fatal)??;
     Ok(segment::decode(&body, place)?.trailer.hash)
 }
 
 /// Compares a segment with what writers say of it: the one they went on from, and the first of their own.
-fn check_announced(judged: &Judged, trailer: &Trailer) -> Result<(), Stop> {
+pub(crate) fn check_announced(judged: &Judged, trailer: &Trailer) -> Result<(), Stop> {
     let n = trailer.place.n;
     let before = judged.lineage.known_hash(SegmentNumber(n.0 - 1));
     let wrong = before.is_some_and(|known| trailer.prev != Some(known))

@@ -26,7 +26,9 @@ mod journal;
 mod lineage;
 mod plan;
 mod seqs;
+pub mod standing;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -36,11 +38,13 @@ use futures::future::try_join_all;
 use serde::Serialize;
 
 use crate::format::key::{self, Key};
+use crate::format::segment::Place;
 use crate::format::{self, superblock::Superblock};
-use crate::id::{Epoch, FilesystemId, Hash, SegmentNumber, Seq, TargetBit, TargetId, WriterId};
-use crate::meta::restored::{Claimed, SourceRow};
+use crate::id::{Epoch, ExportId, FilesystemId, Hash, SegmentNumber, Seq, TargetBit, TargetId, WriterId};
+use crate::meta::restored::{Claimed, KnownWriter, SourceRow};
 use crate::meta::{self, Created, Meta};
 use crate::target::{self, DynTarget};
+use evidence::CheckpointSeen;
 use journal::{End, State};
 use lineage::Lineage;
 pub use lineage::TwoWriters;
@@ -335,7 +339,8 @@ pub async fn restore(sources: Vec<Source>, state_dir: &Path, options: Options) -
     }
     let newest = judged.iter().filter_map(|judged| judged.lineage.links.first()).map(|link| (link.epoch, link.writer));
     let (epoch, writer) = newest.max().unwrap_or((Epoch(0), WriterId(0)));
-    meta.write(|tx| tx.finish_restore(&bits, epoch, writer))?;
+    let known = known_writers(&judged, (epoch, writer), applied.last());
+    meta.write(|tx| tx.finish_restore(&bits, &known, epoch, writer))?;
     for (report, bit) in reports.iter_mut().zip(&bits) {
         report.missing_chunks = meta.unlisted(Some(*bit))?.chunks;
     }
@@ -448,14 +453,6 @@ fn source_row(source: &Source, judged: &Judged, run: &Run, end: &End, applied: &
     let mut with_holes = end.held.clone();
     applied.missing().for_each(|seq| with_holes.insert(seq));
     let whole = with_holes == SeqSet::up_to(applied.last());
-    let checkpoints: Vec<_> = judged
-        .checkpoints()
-        .filter(|seen| seen.seq <= applied.last())
-        .map(|seen| {
-            let bytes = seen.complete.parts.iter().map(|part| part.bytes).sum();
-            (seen.seq, seen.export, seen.complete.replay_from, bytes)
-        })
-        .collect();
     SourceRow {
         id: judged.evidence.superblock.target,
         name: source.name.clone(),
@@ -468,15 +465,27 @@ fn source_row(source: &Source, judged: &Judged, run: &Run, end: &End, applied: &
         contact_epoch: judged.lineage.links.first().map_or(Epoch(0), |link| link.epoch),
         segments: end.segments,
         segment_bytes: end.bytes,
-        checkpoints,
-        discarded: discarded(judged, end),
+        checkpoints: checkpoint_rows(judged, applied.last()),
+        discarded: discarded(judged, end.last.map(|(place, _)| place), &end.unfinished),
     }
+}
+
+/// Whose history was restored, and how far: what a target that is met later is compared with (T7). The sources that the
+/// newest writer reached know it; of what it went on from, the one that knows most.
+fn known_writers(judged: &[Judged], newest: (Epoch, WriterId), head: Seq) -> Vec<KnownWriter> {
+    let mut known: BTreeMap<(Epoch, WriterId), Seq> = BTreeMap::new();
+    let leading = judged.iter().filter(|judged| judged.leads(newest));
+    for link in leading.flat_map(|judged| &judged.lineage.links) {
+        let seq = known.entry((link.epoch, link.writer)).or_default();
+        *seq = link.cut.map_or(head, |cut| cut.seq.min(head)).max(*seq);
+    }
+    known.into_iter().map(|((epoch, writer), seq)| KnownWriter { epoch, writer, seq }).collect()
 }
 
 /// The segments behind the newest one that counts, in order of keys, that are known to be of no effect. Not among them:
 /// those that would count if they could be proved. They are changes that the restored state lacks, and a later mount says so.
-fn discarded(judged: &Judged, end: &End) -> Vec<(Epoch, WriterId, SegmentNumber)> {
-    let last = end.last.map(|(place, _)| (place.epoch, place.writer, place.n));
+fn discarded(judged: &Judged, last: Option<Place>, unfinished: &[Place]) -> Vec<(Epoch, WriterId, SegmentNumber)> {
+    let last = last.map(|place| (place.epoch, place.writer, place.n));
     let other = |(n, epoch, writer): &(SegmentNumber, Epoch, WriterId)| {
         (!judged.lineage.has_segment(*epoch, *writer, *n)).then_some((*epoch, *writer, *n))
     };
@@ -485,13 +494,22 @@ fn discarded(judged: &Judged, end: &End) -> Vec<(Epoch, WriterId, SegmentNumber)
         .segments
         .keys()
         .filter_map(other)
-        .chain(end.unfinished.iter().map(|place| (place.epoch, place.writer, place.n)))
+        .chain(unfinished.iter().map(|place| (place.epoch, place.writer, place.n)))
         .filter(|id| last.is_none_or(|last| *id > last))
         .collect()
 }
 
+/// The complete checkpoints of a source up to `head`, as rows.
+fn checkpoint_rows(judged: &Judged, head: Seq) -> Vec<(Seq, ExportId, SegmentNumber, u64)> {
+    let row = |seen: &CheckpointSeen| {
+        let bytes = seen.complete.parts.iter().map(|part| part.bytes).sum();
+        (seen.seq, seen.export, seen.complete.replay_from, bytes)
+    };
+    judged.checkpoints().filter(|seen| seen.seq <= head).map(row).collect()
+}
+
 /// Lists the chunks of a source and sets its bits. Returns also how many foreign objects were among them.
-async fn claim(source: &Source, meta: &Meta, bit: TargetBit) -> Result<(Claimed, u64), Error> {
+pub(crate) async fn claim(source: &Source, meta: &Meta, bit: TargetBit) -> Result<(Claimed, u64), Error> {
     let (mut total, mut foreign) = (Claimed::default(), 0);
     let mut after: Option<String> = None;
     loop {

@@ -6,7 +6,7 @@
 use super::evidence::{CheckpointSeen, Evidence};
 use super::lineage::Lineage;
 use crate::format::segment::Place;
-use crate::id::{Hash, SegmentNumber, Seq};
+use crate::id::{Epoch, Hash, SegmentNumber, Seq, WriterId};
 
 /// What is known of one source.
 pub(crate) struct Judged {
@@ -17,6 +17,11 @@ pub(crate) struct Judged {
 }
 
 impl Judged {
+    /// True if the newest writer of all reached this source.
+    pub fn leads(&self, newest: (Epoch, WriterId)) -> bool {
+        self.lineage.links.first().is_some_and(|link| (link.epoch, link.writer) == newest)
+    }
+
     /// The complete checkpoints of this source that belong to its lineage, newest first.
     pub fn checkpoints(&self) -> impl Iterator<Item = &CheckpointSeen> {
         self.evidence.checkpoints.iter().rev().filter(|seen| {

@@ -233,7 +233,7 @@ fn restored(targets: &[&Made]) -> Restored {
 fn contact(restored: &Restored, made: &Made) -> contact::Verdict {
     let own = contact::Own::of(&restored.meta, only_bit(&restored.meta)).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let evidence = runtime.block_on(contact::gather(&made.source().target, &own)).unwrap();
+    let evidence = runtime.block_on(contact::gather(made.name, &made.source().target, &own)).unwrap();
     contact::decide(made.name, &own, &evidence)
 }
 

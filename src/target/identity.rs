@@ -112,11 +112,10 @@ impl Verdict {
     pub fn problem(&self, name: &str) -> Option<(String, String)> {
         let problem = match self {
             Verdict::Ours(_) | Verdict::Fresh => return None,
-            // The usual way there: restored from one target only, mounted with all.
+            // Somebody put another one in its place: a restored state directory that never met it takes it over.
             Verdict::OtherTarget(found) if found.target_name == name => (
                 format!("target {name:?} holds this filesystem, but not as the target that this state directory knows"),
-                "after a restore: name it with --from as well, beside the others, or use an empty prefix in its place"
-                    .to_owned(),
+                "restore anew, with a --from for it beside the others, or use an empty prefix in its place".to_owned(),
             ),
             Verdict::OtherTarget(found) => (
                 format!("target {name:?} is the place of target {:?} ({})", found.target_name, found.target),
