@@ -106,6 +106,7 @@ impl Daemon {
         check_nesting(&mountpoint, &state_path, &targets)?;
         state_dir::check_filesystem(&state_path, options.force)?;
         raise_open_files();
+        bound_allocator();
 
         let state_dir = StateDir::lock(&state_path)?;
         log::start(&state_path, !options.background)
@@ -317,6 +318,18 @@ fn raise_open_files() {
     limit.current = limit.maximum.map(|maximum| maximum.min(1 << 20));
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}
+
+/// Keeps freed memory from staying behind in every thread's arena. Dozens of threads take turns with buffers of a chunk's
+/// size: with an arena each, 165 MiB of anonymous memory stayed after 3,000 small files, against 70 MiB with two; and large
+/// buffers go back to the system when they are freed only while the threshold does not move.
+fn bound_allocator() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt(3) is called before any thread of ours is started.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
     }
 }
 
