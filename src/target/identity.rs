@@ -99,7 +99,7 @@ pub fn decide(evidence: Evidence, expected: Expectation) -> Verdict {
         Evidence::Empty if !expected.initialised => Verdict::Fresh,
         Evidence::Leftovers(prefix) if !expected.initialised => Verdict::Leftovers(prefix),
         Evidence::Empty | Evidence::Leftovers(_) => {
-            Verdict::PlaceMissing("it has no tandemfs.json any more".to_owned())
+            Verdict::PlaceMissing("place is empty or not mounted: it has no tandemfs.json any more".to_owned())
         }
         Evidence::Failed(error) if error.kind == Kind::PlaceMissing => Verdict::PlaceMissing(error.message),
         Evidence::Failed(error) if error.class == Class::Rejected => Verdict::Refused(error),
@@ -135,7 +135,7 @@ impl Verdict {
                 "a newer tandemfs may have written it; otherwise restore the object from a backup".to_owned(),
             ),
             Verdict::PlaceMissing(why) => (
-                format!("target {name:?}: place is empty or not mounted: {why}"),
+                format!("target {name:?}: {why}"),
                 "mount it or make its bucket, it is tried again by itself; if its data is lost for good: `tandemfs restore` \
                  from the others, then mount with this place empty"
                     .to_owned(),
