@@ -91,6 +91,13 @@ pub struct Tally {
     pub placed_bytes: u64,
 }
 
+/// Sums over all chunks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ChunkSums {
+    /// Bytes that some pinning target lacks, each chunk counted once.
+    pub incomplete_bytes: u64,
+}
+
 impl Meta {
     /// Up to `limit` chunks that target `bit` needs and lacks, strictly after `after`, by id. A page may be empty and not
     /// the end: it looks at a bounded number of rows.
@@ -187,6 +194,17 @@ impl Meta {
                 Ok((row.get(0)?, tally))
             })?;
             rows.map(|row| Ok(row?)).collect()
+        })
+    }
+}
+
+impl Meta {
+    /// The sums over all chunks.
+    pub fn chunk_sums(&self) -> Result<ChunkSums> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached("SELECT incomplete_bytes FROM chunk_sum")?;
+            let incomplete: i64 = statement.query_row([], |row| row.get(0))?;
+            Ok(ChunkSums { incomplete_bytes: incomplete.max(0) as u64 })
         })
     }
 }

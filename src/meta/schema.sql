@@ -126,6 +126,20 @@ CREATE TABLE tally (                                                            
   pending_chunks INTEGER NOT NULL, pending_bytes INTEGER NOT NULL,   -- chunks with incomplete = 1 that lack its bit
   placed_chunks INTEGER NOT NULL, placed_bytes INTEGER NOT NULL      -- chunks with its bit
 ) STRICT;
+CREATE TABLE chunk_sum (                                                        -- the same over all chunks, kept by triggers
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  incomplete_bytes INTEGER NOT NULL                -- chunks with incomplete = 1: what some pinning target lacks, each once
+) STRICT;
+INSERT INTO chunk_sum VALUES (1, 0);
+CREATE TRIGGER chunk_inserted AFTER INSERT ON chunk WHEN new.incomplete <> 0 BEGIN
+  UPDATE chunk_sum SET incomplete_bytes = incomplete_bytes + new.length;
+END;
+CREATE TRIGGER chunk_changed AFTER UPDATE OF incomplete ON chunk WHEN new.incomplete <> old.incomplete BEGIN
+  UPDATE chunk_sum SET incomplete_bytes = incomplete_bytes + (new.incomplete - old.incomplete) * new.length;
+END;
+CREATE TRIGGER chunk_deleted AFTER DELETE ON chunk WHEN old.incomplete <> 0 BEGIN
+  UPDATE chunk_sum SET incomplete_bytes = incomplete_bytes - old.length;
+END;
 CREATE TABLE deferred (bit INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (bit, seq)) STRICT, WITHOUT ROWID;
 CREATE TABLE discarded (                                                        -- segments seen at restore that do not count: another history, or a unit without end (O6)
   bit INTEGER NOT NULL, n INTEGER NOT NULL,

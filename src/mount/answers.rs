@@ -25,13 +25,16 @@ pub fn status(parts: &dyn Parts, mountpoint: &Path, state_dir: &Path) -> Result<
     let head = meta.head();
     let rows = meta.targets().map_err(internal)?;
     let tallies: BTreeMap<TargetBit, Tally> = meta.tallies().map_err(internal)?.into_iter().collect();
+    let sums = meta.chunk_sums().map_err(internal)?;
     let targets = rows.iter().map(|row| target_status(parts, row, &tallies, head)).collect::<Result<Vec<_>, _>>()?;
+    // A resyncer pins nothing; what it lacks is counted apart.
+    let resyncing = targets.iter().filter_map(|target| target.resync);
+    let resyncing = resyncing.map(|resync| resync.total_bytes - resync.placed_bytes).max().unwrap_or(0);
     let dirty = parts.dirty(None);
     let shipped = rows.iter().map(|row| row.shipped_seq).min().unwrap_or(head);
     let unreplicated = Unreplicated {
         files: meta.unshipped_files(shipped).map_err(internal)? + dirty.files,
-        // What the worst target lacks: with outages of several at different times a little less than all together.
-        bytes: targets.iter().map(|target| target.pending_bytes).max().unwrap_or(0) + dirty.bytes,
+        bytes: sums.incomplete_bytes.max(resyncing) + dirty.bytes,
         oldest_seconds: targets.iter().map(|target| target.lag_seconds).max().unwrap_or(0),
     };
     let (epoch, _, _) = meta.writer_identity().map_err(internal)?;
@@ -256,6 +259,32 @@ mod tests {
         // It may hold chunks that nobody refers to any more.
         let (resync, lacks) = super::resync(&row, tally(0, 9), &tallies);
         assert_eq!((resync.placed_bytes, resync.total_bytes, lacks), (80, 80, 0));
+    }
+
+    #[test]
+    fn d8_what_several_targets_lack_is_counted_once() {
+        let parts = Fake::new(&[("a", 2), ("b", 2)]);
+        let bit = |index| TargetBit::new(index).unwrap();
+        for (id, length) in [(1u64, 10), (2, 100)] {
+            let insert = |tx: &mut meta::Tx<'_>| {
+                tx.conn().execute(
+                    "INSERT INTO chunk (id, hash, length, bytes_referenced, incomplete) VALUES (?1, ?2, ?3, ?3, 1)",
+                    rusqlite::params![id as i64, crate::id::ChunkHash::of(&id.to_le_bytes()), length as i64],
+                )?;
+                tx.chunks_inserted(1, length)
+            };
+            parts.meta().write(insert).unwrap();
+        }
+        let place = |target, id| parts.meta().place(bit(target), &[crate::id::ChunkId(id)]).unwrap();
+        place(0, 1);
+        place(1, 2);
+        let status = status_of(&parts);
+        let pending: Vec<u64> = status.targets.iter().map(|target| target.pending_bytes).collect();
+        assert_eq!(pending, [100, 10]);
+        assert_eq!(status.unreplicated.bytes, 110, "not the 100 of the worst");
+        place(1, 1);
+        place(0, 2);
+        assert_eq!(status_of(&parts).unreplicated.bytes, 0);
     }
 
     #[test]

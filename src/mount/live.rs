@@ -56,8 +56,7 @@ impl Parts for Live {
     }
 
     fn cache(&self) -> Result<Cache, Error> {
-        let tallies = self.meta.tallies().map_err(|e| Error::failed(e.to_string()))?;
-        let pinned = tallies.iter().map(|(_, tally)| tally.pending_bytes).max().unwrap_or(0);
+        let pinned = self.meta.chunk_sums().map_err(|e| Error::failed(e.to_string()))?.incomplete_bytes;
         let limit = self.space.limits().used_max;
         Ok(Cache {
             used_bytes: self.space.used(),

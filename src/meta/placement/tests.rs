@@ -274,6 +274,13 @@ proptest! {
                 let walked = store.todo(target.bit);
                 prop_assert!(lacking.iter().all(|id| walked.contains(id)), "{lacking:?} not all in {walked:?}");
             }
+            // The sum over all chunks is exact, too.
+            let counted = store.meta.read(|conn| Ok(conn.query_row(
+                "SELECT coalesce(sum(length), 0) FROM chunk WHERE incomplete = 1",
+                [],
+                |row| row.get::<_, i64>(0),
+            )?)).unwrap();
+            prop_assert_eq!(store.meta.chunk_sums().unwrap().incomplete_bytes, counted as u64);
             // Tallies of pinning targets are exact.
             for target in &pinning {
                 let before = store.tally(target.bit);
