@@ -157,7 +157,9 @@ fn attention_text(attention: &status::Attention) -> String {
     let which = match (&attention.path, attention.inode) {
         (Some(path), _) => path.clone(),
         (None, Some(inode)) => format!("inode {inode}"),
-        (None, None) => "local files".into(),
+        (None, None) if attention.kind == AttentionKind::Quarantine => "local files".into(),
+        (None, None) if attention.kind == AttentionKind::Damaged => "copies".into(),
+        (None, None) => "files".into(),
     };
     let mut text = format!("  attention: {which}: {what}");
     if let Some(amount) = attention.bytes {

@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::attention::Noticed;
 use super::background::Readiness;
 use super::drain::{self, Goal};
 use super::ending::Ending;
@@ -169,7 +170,8 @@ impl Daemon {
                 })
                 .collect(),
         );
-        let reader = Reader::new(meta.clone(), files.clone(), open_files.clone(), evictor.clone(), fetcher, chunk_size);
+        let reader =
+            Reader::new(meta.clone(), files.clone(), open_files.clone(), evictor.clone(), fetcher.clone(), chunk_size);
         let vfs = Arc::new(Vfs::new(reader, space.clone()).map_err(threads_failed)?);
 
         let report = recovery::recover(&meta, &files, rebooted).map_err(internal)?;
@@ -184,7 +186,9 @@ impl Daemon {
             let replicas = asked.into_iter().zip(&targets).map(replica).collect();
             Replication::start(&meta, &files, replicas).map_err(internal)?
         };
-        let live = Arc::new(Live { meta: meta.clone(), files: files.clone(), space: space.clone(), replication });
+        let noticed = Noticed::new(report.lost, fetcher);
+        let live =
+            Arc::new(Live { meta: meta.clone(), files: files.clone(), space: space.clone(), replication, noticed });
         vfs.answer_targets(Box::new(Attribute(live.clone())));
         let tasks = start_tasks(&runtime, &config, &live, &evictor).map_err(threads_failed)?;
 
@@ -367,7 +371,7 @@ fn begin(meta: &Meta, seen: Epoch) -> Result<bool, Error> {
     Ok(mounted.rebooted)
 }
 
-fn start_tasks(runtime: &Runtime, config: &Config, live: &Live, evictor: &Arc<Evictor>) -> std::io::Result<Tasks> {
+fn start_tasks(runtime: &Runtime, config: &Config, live: &Arc<Live>, evictor: &Arc<Evictor>) -> std::io::Result<Tasks> {
     let mut tasks = Tasks::default();
     let rotation = Rotation { synced_after: config.rotate_synced, after: config.rotate };
     let ticked = live.files.clone();
@@ -384,11 +388,18 @@ fn start_tasks(runtime: &Runtime, config: &Config, live: &Live, evictor: &Arc<Ev
     })?;
     let evictor = evictor.clone();
     let thread = tasks.spawn("evict", move |stop| evictor.run(stop, Duration::from_secs(1)))?;
-    let (meta, files) = (live.meta.clone(), live.files.clone());
-    tasks.spawn("strays", move |_| match strays::quarantine(&meta, files.chunk_files(), files.first_session()) {
-        Ok(0) => {}
-        Ok(moved) => tracing::warn!(moved, "local files that nobody knows were moved to quarantine"),
-        Err(error) => tracing::warn!(%error, "local files that nobody knows could not be looked for"),
+    let noticing = live.clone();
+    tasks.spawn("strays", move |_| {
+        let files = noticing.files.chunk_files();
+        match strays::quarantine(&noticing.meta, files, noticing.files.first_session()) {
+            Ok(0) => {}
+            Ok(moved) => tracing::warn!(moved, "local files that nobody knows were moved to quarantine"),
+            Err(error) => tracing::warn!(%error, "local files that nobody knows could not be looked for"),
+        }
+        match strays::quarantined(files) {
+            Ok(quarantined) => noticing.noticed.set_quarantine(quarantined),
+            Err(error) => tracing::warn!(%error, "the quarantine cannot be looked into"),
+        }
     })?;
     let space = live.space.clone();
     runtime.spawn(async move {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::answers;
+use super::attention::Noticed;
 use super::parts::{Dirty, Parts};
 use super::replication::Replication;
 use crate::chunk::space::Space;
@@ -20,6 +21,7 @@ pub struct Live {
     pub files: Arc<Files>,
     pub space: Arc<Space>,
     pub replication: Replication,
+    pub noticed: Noticed,
 }
 
 impl Parts for Live {
@@ -66,7 +68,8 @@ impl Parts for Live {
     }
 
     fn attention(&self) -> Vec<Attention> {
-        Vec::new()
+        let (findings, count) = self.replication.findings();
+        self.noticed.attention(&self.meta, &findings, count)
     }
 }
 

@@ -5,6 +5,7 @@
 //! Does not own: what the parts do.
 
 pub mod answers;
+pub mod attention;
 pub mod background;
 pub mod daemon;
 pub mod drain;

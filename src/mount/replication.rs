@@ -20,6 +20,7 @@ use crate::replication::health::State;
 use crate::replication::planner::View;
 use crate::replication::selection::Order;
 use crate::replication::shipper::{Pace, Shared, Shipper};
+use crate::replication::source::Finding;
 use crate::write::Files;
 
 /// The running replication of a mount; of a read-only one, nothing.
@@ -146,6 +147,11 @@ impl Replication {
             }
             None => self.shipping_error(bit).map(|error| (error, "it is tried again by itself".into())),
         }
+    }
+
+    /// What was found wrong with copies that were to be sent, and how many findings there were.
+    pub fn findings(&self) -> (Vec<Finding>, u64) {
+        self.driver.as_ref().map(Driver::findings).unwrap_or_default()
     }
 
     /// While the guard lives, records up to `seq` are shipped as soon as they can be. Must be called within a runtime.

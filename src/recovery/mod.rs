@@ -17,16 +17,17 @@ pub mod strays;
 
 use std::sync::Arc;
 
+use crate::id::InodeId;
 use crate::meta::{Meta, Result};
 use crate::write::Files;
 
 /// What recovery found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
     /// Sessions that go on to be sealed.
     pub resumed: usize,
-    /// Sessions whose bytes a power cut took before any sync: their files keep the generation before.
-    pub lost: usize,
+    /// Files that lost a session whose bytes a power cut took before any sync: they keep the generation before.
+    pub lost: Vec<InodeId>,
     /// Sessions of inodes that have no name any more.
     pub discarded: usize,
     /// Inodes without a name that programs still held then: removed now, when nobody can.
@@ -42,11 +43,13 @@ pub fn recover(meta: &Meta, files: &Arc<Files>, rebooted: bool) -> Result<Report
         let plan = plan::plan(&evidence, rebooted);
         match plan {
             plan::Plan::Resume { .. } => report.resumed += 1,
-            plan::Plan::Lost => report.lost += 1,
+            plan::Plan::Lost => report.lost.push(evidence.row.ino),
             plan::Plan::Discard => report.discarded += 1,
         }
         plans.push((evidence.row, plan));
     }
+    report.lost.sort_unstable();
+    report.lost.dedup();
     apply::apply(meta, files, plans)?;
     report.orphans = meta.remove_all_orphans()?;
     Ok(report)

@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::DirEntry;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use crate::chunk::file::{ChunkFiles, SessionName};
 use crate::clock::{self, Timestamp};
@@ -37,6 +38,30 @@ pub fn quarantine(meta: &Meta, files: &ChunkFiles, first_session: SessionId) -> 
         }
     }
     Ok(moved)
+}
+
+/// What lies in quarantine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Quarantined {
+    pub files: u64,
+    /// On disk.
+    pub bytes: u64,
+    /// When the first of them came there.
+    pub since: Option<Timestamp>,
+}
+
+/// Looks into quarantine.
+pub fn quarantined(files: &ChunkFiles) -> io::Result<Quarantined> {
+    let mut sum = Quarantined::default();
+    for entry in std::fs::read_dir(files.locate("quarantine"))? {
+        let file = entry?.metadata()?;
+        // The move there was the last change of its inode.
+        let moved = Timestamp::new(file.ctime(), 0).map_err(io::Error::other)?;
+        sum.files += 1;
+        sum.bytes += file.blocks() * 512;
+        sum.since = Some(sum.since.map_or(moved, |since| since.min(moved)));
+    }
+    Ok(sum)
 }
 
 fn is_stray(
@@ -82,7 +107,11 @@ mod tests {
         for session in [5, 100] {
             files.create(&name(session).path()).unwrap();
         }
+        std::fs::write(files.locate(&name(5).path()), [7; 5000]).unwrap();
+        assert_eq!(quarantined(&files).unwrap(), Quarantined::default());
         assert_eq!(quarantine(&meta, &files, SessionId(100)).unwrap(), 1);
+        let found = quarantined(&files).unwrap();
+        assert_eq!((found.files, found.bytes >= 5000, found.since.is_some()), (1, true, true), "{found:?}");
         assert!(!files.locate(&name(5).path()).exists());
         assert!(files.locate("quarantine").join("0000000000000005-2-0-whole").exists());
         assert!(files.locate(&name(100).path()).exists());

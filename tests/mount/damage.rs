@@ -26,6 +26,9 @@ fn wrong_and_missing_chunks_are_read_from_the_other_target_and_mended() {
     .count();
     let mounted = place.mount_state("state2");
     assert_same("read past the damage", &expected, &tree::read(&place.mnt(), Depth::Restored));
+    let status = mounted.status();
+    let kinds = status["attention"].as_array().unwrap().iter().filter(|found| found["kind"] == "damaged");
+    assert!(kinds.count() > 0, "{status:#}");
     // What was asked of the damaged target and found bad is uploaded there again.
     wait_for("the copies are good again", || mounted.status()["safe"] == true);
     mounted.umount();

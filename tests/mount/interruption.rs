@@ -94,10 +94,35 @@ fn closed_before_a_power_cut(close: &str) -> (String, serde_json::Value) {
 
 #[test]
 fn d3_under_local_a_close_survives_a_power_cut() {
-    assert_eq!(closed_before_a_power_cut("local").0, "new");
+    let (content, status) = closed_before_a_power_cut("local");
+    assert_eq!(content, "new");
+    assert_eq!(status["attention"].as_array().unwrap().len(), 0, "{status:#}");
 }
 
 #[test]
 fn d3_under_cached_a_power_cut_may_take_a_close_that_was_not_synced() {
-    assert_eq!(closed_before_a_power_cut("cached").0, "old");
+    let (content, status) = closed_before_a_power_cut("cached");
+    assert_eq!(content, "old");
+    let attention = &status["attention"][0];
+    assert_eq!((attention["kind"].as_str(), attention["path"].as_str()), (Some("void"), Some("f")), "{status:#}");
+}
+
+#[test]
+fn s7_local_files_that_no_row_names_are_kept_and_reported() {
+    let place = Place::new(&["a"]);
+    place.mount().umount();
+    let stray = "0000000000000005-2-0-whole";
+    std::fs::create_dir_all(place.path("state/chunks/05")).unwrap();
+    std::fs::write(place.path("state/chunks/05").join(stray), [7; 5000]).unwrap();
+    let mounted = place.mount();
+    let quarantine = || {
+        let status = mounted.status();
+        status["attention"].as_array().unwrap().iter().find(|found| found["kind"] == "quarantine").cloned()
+    };
+    wait_for("the stray is reported", || quarantine().is_some());
+    let found = quarantine().unwrap();
+    assert!(found["bytes"].as_u64() >= Some(5000), "{found}");
+    assert!(found["hint"].as_str().unwrap().contains("refers to: 1;"), "{found}");
+    assert!(place.path("state/quarantine").join(stray).exists());
+    mounted.umount();
 }

@@ -1,0 +1,123 @@
+//! What an operator should look at, as far as this mount knows it.
+//!
+//! Owns: what was noticed at the start of the mount, the words for what others notice.
+//! Does not own: noticing it (`recovery`, `replication`, `read`).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+
+use crate::clock::{self, Instant};
+use crate::control::status::{Attention, AttentionKind};
+use crate::id::InodeId;
+use crate::meta::Meta;
+use crate::read::Fetcher;
+use crate::recovery::strays::Quarantined;
+use crate::replication::source::Finding;
+
+/// Of each kind at most so many are named.
+const NAMED_MAX: usize = 100;
+
+/// What was noticed.
+pub struct Noticed {
+    mounted: Instant,
+    /// Files whose newest content a power cut took before this mount (S6).
+    lost: Vec<InodeId>,
+    fetcher: Arc<Fetcher>,
+    quarantine: Mutex<Quarantined>,
+}
+
+impl Noticed {
+    /// What is known at the start.
+    pub fn new(lost: Vec<InodeId>, fetcher: Arc<Fetcher>) -> Noticed {
+        Noticed { mounted: clock::instant(), lost, fetcher, quarantine: Mutex::default() }
+    }
+
+    /// What lies in quarantine now.
+    pub fn set_quarantine(&self, quarantined: Quarantined) {
+        *self.quarantine.lock() = quarantined;
+    }
+
+    /// Everything; `findings` are those of the uploads, `findings_count` counts also those that were not kept.
+    pub fn attention(&self, meta: &Meta, findings: &[Finding], findings_count: u64) -> Vec<Attention> {
+        let mut all = self.void(meta);
+        all.extend(self.damaged(findings, findings_count));
+        all.extend(self.quarantined());
+        all
+    }
+
+    fn void(&self, meta: &Meta) -> Vec<Attention> {
+        let since = clock::instant().since(self.mounted).as_secs();
+        let hint = "what was written last had not been synced when the power went: the content before it is back; \
+                    write it again. fsync, or acknowledge.close = \"local\", keeps it";
+        let mut all: Vec<Attention> = self
+            .lost
+            .iter()
+            .take(NAMED_MAX)
+            .map(|ino| Attention {
+                // A file that went since is of no interest, but that costs a look at each: it is named without a path.
+                path: meta.path_of(*ino).ok().flatten().map(|path| String::from_utf8_lossy(&path).into_owned()),
+                inode: Some(ino.0),
+                since_seconds: Some(since),
+                ..attention(AttentionKind::Void, hint.into())
+            })
+            .collect();
+        if let Some(more) = self.lost.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
+            all.push(attention(AttentionKind::Void, format!("and {more} files more")));
+        }
+        all
+    }
+
+    fn damaged(&self, findings: &[Finding], count: u64) -> Vec<Attention> {
+        let mut all: Vec<Attention> = findings
+            .iter()
+            .take(NAMED_MAX)
+            .map(|finding| {
+                let Finding { chunk, place, problem } = finding;
+                let hint = format!(
+                    "chunk {chunk} in {place}: {problem}; another copy is used where there is one: look at that disk"
+                );
+                attention(AttentionKind::Damaged, hint)
+            })
+            .collect();
+        let named = all.len() as u64;
+        if count > named {
+            all.push(attention(AttentionKind::Damaged, format!("and {} copies more: see the log", count - named)));
+        }
+        let counters = self.fetcher.counters();
+        for (counter, what) in [(&counters.wrong, "had wrong bytes"), (&counters.absent, "were missing")] {
+            let met = counter.load(Ordering::Relaxed);
+            if met > 0 {
+                let hint = format!(
+                    "{met} copies {what} on targets when they were read; other copies are used, and they are sent there \
+                     again: see the log for which"
+                );
+                all.push(attention(AttentionKind::Damaged, hint));
+            }
+        }
+        all
+    }
+
+    fn quarantined(&self) -> Option<Attention> {
+        let quarantined = *self.quarantine.lock();
+        (quarantined.files > 0).then(|| Attention {
+            bytes: Some(quarantined.bytes),
+            since_seconds: quarantined
+                .since
+                .map(|since| clock::now().secs().saturating_sub(since.secs()).max(0) as u64),
+            ..attention(
+                AttentionKind::Quarantine,
+                format!(
+                    "files in quarantine/ of the state directory that no metadata refers to: {}; nothing acknowledged is in \
+                     them: look, then delete them",
+                    quarantined.files
+                ),
+            )
+        })
+    }
+}
+
+fn attention(kind: AttentionKind, hint: String) -> Attention {
+    Attention { kind, path: None, inode: None, bytes: None, since_seconds: None, hint }
+}
