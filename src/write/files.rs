@@ -147,6 +147,11 @@ impl Files {
     /// Freezes the staged session, if there is one, after its slot covers all of its bytes.
     pub(super) fn freeze(&self, file: &Arc<LiveFile>, state: &mut State) -> Result<()> {
         let Some(staged) = &state.staged else { return Ok(()) };
+        if !staged.is_dirty() && !staged.has_slot {
+            // It began, and its first change failed (disk full): there is nothing to seal.
+            self.discard_sessions(state);
+            return Ok(());
+        }
         if staged.is_dirty() && self.reserve(file.ino, state, false)?.is_none() {
             state.unnamed = true;
             self.discard_sessions(state);

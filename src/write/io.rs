@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::files::{Files, local_error};
 use super::layers::{self, Source};
+use super::ranges::RANGES_MAX;
 use crate::clock::{self, Timestamp};
 use crate::id::InodeId;
 use crate::meta::Result;
@@ -47,7 +48,7 @@ impl Files {
             return Ok(());
         }
         let _gate = self.gate.read();
-        self.with_live(ino, InodeId::ROOT, |_, state| {
+        self.with_live(ino, InodeId::ROOT, |file, state| {
             let (staged, attributes) = self.staged(ino, state)?;
             staged.write_at(offset, data).map_err(|e| local_error(format!("write to inode {ino}"), e))?;
             let grown = staged.account(data.len() as u64);
@@ -56,6 +57,12 @@ impl Files {
             attributes.mtime = now;
             attributes.ctime = now;
             self.space.add(grown);
+            // D8: a session does not hold more ranges than this; one whose sync is under way goes on a little longer.
+            if staged.ranges.len() > RANGES_MAX
+                && let Some(_syncing) = file.syncing.try_lock()
+            {
+                self.freeze(file, state)?;
+            }
             Ok(())
         })
     }

@@ -41,6 +41,8 @@ pub struct Staged {
     pub fsynced: bool,
     /// Bytes known to be on disk, of a whole session (S1).
     pub synced_size: Option<u64>,
+    /// The synced size that its row knows.
+    pub slot_synced_size: Option<u64>,
     /// Its directory entry is known to be on disk.
     pub entry_synced: bool,
     /// When it began.
@@ -129,6 +131,7 @@ impl Staged {
             has_slot: false,
             fsynced: false,
             synced_size: None,
+            slot_synced_size: None,
             entry_synced: false,
             began: now,
             accounted: 0,
@@ -145,6 +148,11 @@ impl Staged {
     /// Cuts or extends the file to `size` bytes. Bytes that come into view again later are zeros.
     pub fn set_size(&mut self, size: u64) -> io::Result<()> {
         self.file.set_len(size)?;
+        if size < self.base_limit {
+            // The row learns of the lower limit with the next slot only: until then the record says that what was cut off
+            // does not show through again when the file grows. Recovery cuts it at the length of the file.
+            self.record(size..self.base_limit)?;
+        }
         self.ranges.cut(size);
         self.base_limit = self.base_limit.min(size);
         // With nothing below in view there is no need to know which bytes are dirty: all are.
@@ -180,16 +188,19 @@ impl Staged {
     }
 
     fn dirtied(&mut self, range: Range<u64>) -> io::Result<()> {
-        if !self.whole
-            && self.ranges.insert(range.clone())
-            && let Some(log) = &mut self.log
-        {
-            let mut records = Vec::with_capacity(ranges::RECORD);
-            ranges::encode_range(range, &mut records);
-            log.append(&records)?;
+        // A session that began as an edit keeps its record even when it became whole: its row may say edit still.
+        if self.log.is_some() && self.ranges.insert(range.clone()) {
+            self.record(range)?;
         }
         self.dirtyings += 1;
         Ok(())
+    }
+
+    fn record(&mut self, range: Range<u64>) -> io::Result<()> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        let mut records = Vec::with_capacity(ranges::RECORD);
+        ranges::encode_range(range, &mut records);
+        log.append(&records)
     }
 
     /// What a sync that begins now will cover: taken before it, as bytes that come meanwhile are not covered (S1).
@@ -206,7 +217,8 @@ impl Staged {
     pub fn mark_synced(&mut self, point: &SyncPoint) -> io::Result<()> {
         if self.whole {
             self.synced_size = Some(point.size);
-        } else if let (Some(log), Some((_, records))) = (&mut self.log, &point.log) {
+        }
+        if let (Some(log), Some((_, records))) = (&mut self.log, &point.log) {
             let mut mark = Vec::with_capacity(ranges::RECORD);
             ranges::encode_mark(u32::try_from(*records).unwrap_or(u32::MAX), &mut mark);
             log.append(&mark)?;
@@ -315,6 +327,28 @@ mod tests {
         point.sync_record().unwrap();
         let recovered = ranges::decode(&log(&files, &staged), ranges::Trust::Synced);
         assert_eq!(recovered.ranges.iter().collect::<Vec<_>>(), [10..13]);
+    }
+
+    #[test]
+    fn regression_what_a_truncate_cut_off_does_not_come_back_after_a_kill() {
+        let (_dir, files, mut staged) = staged(false, 100);
+        staged.write_at(10, b"abc").unwrap();
+        staged.set_size(50).unwrap();
+        staged.set_size(200).unwrap();
+        // The row still says that 100 bytes of the earlier content show through.
+        let mut recovered = ranges::decode(&log(&files, &staged), ranges::Trust::All).ranges;
+        recovered.cut(staged.file.metadata().unwrap().len());
+        assert_eq!(recovered.iter().collect::<Vec<_>>(), [10..13, 50..100]);
+    }
+
+    #[test]
+    fn regression_an_edit_that_became_whole_stays_on_record() {
+        let (_dir, files, mut staged) = staged(false, 100);
+        staged.set_size(0).unwrap();
+        staged.write_at(0, b"new").unwrap();
+        let mut recovered = ranges::decode(&log(&files, &staged), ranges::Trust::All).ranges;
+        recovered.cut(staged.file.metadata().unwrap().len());
+        assert_eq!(recovered.iter().collect::<Vec<_>>(), [0..3], "its row may say edit still");
     }
 
     #[test]

@@ -87,7 +87,8 @@ impl Files {
         let mut state = file.state.write();
         let Some(staged) = &mut state.staged else { return Ok(()) };
         staged.entry_synced = true;
-        if staged.is_dirty() || !staged.fsynced {
+        // Also when only the synced size is news: a close in between renewed the slot with the old one.
+        if staged.is_dirty() || !staged.fsynced || staged.synced_size != staged.slot_synced_size {
             self.reserve(file.ino, &mut state, true)?;
         }
         Ok(())
@@ -232,6 +233,7 @@ fn request(ino: InodeId, state: &State, fsynced: bool) -> Option<SlotRequest> {
 fn reserved(state: &mut State, fsynced: bool) {
     if let Some(staged) = &mut state.staged {
         staged.slot_dirtyings = staged.dirtyings;
+        staged.slot_synced_size = staged.synced_size;
         staged.has_slot = true;
         staged.fsynced |= fsynced;
     }
