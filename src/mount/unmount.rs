@@ -12,6 +12,9 @@ use crate::fuse::device::{self, Unmount};
 /// At most so many processes are named.
 const USERS_MAX: usize = 8;
 
+/// Seconds for which processes are looked at.
+const LOOK_SECONDS: u64 = 5;
+
 /// Why it is still mounted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -87,27 +90,43 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Processes that use `mountpoint`, as far as this user may see: by the names of their working directories, roots,
-/// programs, open files and mappings. Only links of `/proc` are read, never the mount.
+/// Processes that use `mountpoint`, as far as this user may see and [`LOOK_SECONDS`] allow: reading what the kernel tells of a
+/// process waits while that process hangs in a system call, and one that hangs in a filesystem may do so for ever.
 fn users(mountpoint: &Path) -> Vec<String> {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let (sender, found) = crossbeam_channel::bounded(USERS_MAX + 1);
+    let mountpoint = mountpoint.to_owned();
+    let looking = std::thread::Builder::new().name("who-is-busy".into()).spawn(move || look(&mountpoint, &sender));
+    let deadline = std::time::Duration::from_secs(LOOK_SECONDS);
+    let until = crate::clock::instant() + deadline;
     let mut users = Vec::new();
+    while let Ok(user) = found.recv_timeout(until.since(crate::clock::instant())) {
+        if users.len() == USERS_MAX {
+            users.push("…".into());
+            break;
+        }
+        users.push(user);
+    }
+    drop(looking);
+    if users.is_empty() {
+        users.push("a process that this user may not see".into());
+    }
+    users
+}
+
+/// Sends the processes by the names of their working directories, roots, programs, open files and mappings. Only links of
+/// `/proc` are read, never the mount.
+fn look(mountpoint: &Path, found: &crossbeam_channel::Sender<String>) {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return };
     for process in processes.filter_map(|process| process.ok()) {
         let name = process.file_name();
         if !name.as_bytes().iter().all(u8::is_ascii_digit) || !uses(&process.path(), mountpoint) {
             continue;
         }
         let command = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        users.push(format!("{} ({})", command.trim(), name.display()));
-        if users.len() == USERS_MAX {
-            users.push("…".into());
-            break;
+        if found.send(format!("{} ({})", command.trim(), name.display())).is_err() {
+            return;
         }
     }
-    if users.is_empty() {
-        users.push("a process that this user may not see".into());
-    }
-    users
 }
 
 fn uses(process: &Path, mountpoint: &Path) -> bool {
