@@ -26,7 +26,7 @@
 //! | `rotate`, `rotate_synced` | `"60s"`, `"2s"` | open files are committed too (O8) |
 //! | `shutdown_timeout` | `"30s"` | draining after SIGTERM (D7) |
 //! | `cache.limit`, `cache.reserve` | the disk, `"512 MiB"` | local space (D2) |
-//! | `acknowledge.close`, `.fsync`, `.deadline` | `"cached"`, `"local"`, `"60s"` | D3 |
+//! | `acknowledge.close`, `.fsync`, `.deadline` | `"cached"`, `"local"`, `"60s"` | D3; the deadline is checked, and fixed at 60 s so far |
 //! | `target.NAME.uri` | required | `fs:///path`, `s3://bucket/prefix?option=value` … |
 //! | `target.NAME.read_priority` | `0` | the lower is read first |
 //! | `target.NAME.concurrency` | found out | transfers at the same time |
@@ -91,7 +91,7 @@ pub struct Acknowledge {
     pub close: Policy,
     /// When `fsync` may return.
     pub fsync: Policy,
-    /// They return an error after this long; the data stays queued.
+    /// They shall return an error after this long; the data stays queued. Not used yet: it is always 60 s.
     pub deadline: Duration,
 }
 

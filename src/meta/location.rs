@@ -163,7 +163,7 @@ pub struct Evicted {
 
 impl Tx<'_> {
     /// Forgets a chunk file if all its chunks are placed on every target that needs them; `None` if one is pinned.
-    /// A bit that a restore only claimed does not count (D6).
+    /// A bit that a restore claimed counts like any other: restore claims only what it saw listed with the right length.
     pub fn evict(&mut self, file: ChunkFileId) -> Result<Option<Evicted>> {
         let pinned: Option<i64> = self
             .conn()
