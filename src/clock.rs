@@ -117,6 +117,19 @@ pub fn now() -> Timestamp {
     std::time::SystemTime::now().into()
 }
 
+/// Returns the minute of the day in local time, 0 … 1,439.
+pub fn minute_of_day() -> u16 {
+    let now = now().secs();
+    // SAFETY: all zeros is a valid `tm`; `localtime_r(3)` reads the one argument and fills the other.
+    let local = unsafe {
+        let mut local: libc::tm = std::mem::zeroed();
+        // On failure (a year that does not fit) it stays at midnight.
+        libc::localtime_r(&now, &raw mut local);
+        local
+    };
+    u16::try_from(local.tm_hour * 60 + local.tm_min).unwrap_or(0)
+}
+
 /// Returns the monotonic time.
 pub fn instant() -> Instant {
     static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();

@@ -7,10 +7,12 @@ use clap::Args;
 
 use super::Outcome;
 use super::output;
+use crate::clock;
 use crate::config::Config;
 use crate::control::{Error, ErrorKind};
 use crate::format::key;
 use crate::format::superblock::{BYTES_MAX, Superblock};
+use crate::mount::bandwidth::Bandwidth;
 use crate::mount::settings::Target;
 use crate::target::{self, Kind};
 
@@ -42,7 +44,7 @@ impl Check {
             return Err(Error::new(ErrorKind::Usage, format!("{} names no target", self.file.display()))
                 .hint("add a table [target.NAME] with its uri"));
         }
-        let targets = Target::all(&config)?;
+        let targets = Target::all(&config, &Bandwidth::new(&config, clock::minute_of_day()))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

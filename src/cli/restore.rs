@@ -14,6 +14,7 @@ use crate::format::superblock::{BYTES_MAX, Superblock};
 use crate::mount::{fill, log};
 use crate::restore::{self, Report, Source, Step};
 use crate::target::DynTarget;
+use crate::target::pace::Pacer;
 
 /// Rebuild a filesystem from targets alone
 ///
@@ -80,7 +81,7 @@ fn find(from: &str, config: Option<&Config>) -> Result<TargetConfig, Error> {
 
 /// The target as a source, under the name that it was given when the filesystem was mounted.
 async fn source(target: &TargetConfig) -> Result<Source, Error> {
-    let store = config::build(target)?;
+    let store = config::build(target, Pacer::default())?;
     let name = match store.get(key::SUPERBLOCK, BYTES_MAX).await.ok().and_then(|bytes| Superblock::decode(&bytes).ok())
     {
         Some(superblock) => superblock.target_name,

@@ -14,10 +14,11 @@ use toml::{Spanned, Value};
 
 use super::target::Origin;
 use super::{CHUNK_SIZE, Config, Error, Place, Policy, Result, TargetConfig, secret, suggest};
+use crate::target::pace::{Rate, Schedule, ScheduleError};
 use crate::target::service::Options;
 
 /// Our own keys in the table of a target; all others are options of its store.
-pub(super) const TARGET_KEYS: [&str; 3] = ["uri", "read_priority", "concurrency"];
+pub(super) const TARGET_KEYS: [&str; 4] = ["uri", "read_priority", "concurrency", "bandwidth"];
 
 /// Transfers at the same time to one target, at most.
 const CONCURRENCY_MAX: i64 = 1024;
@@ -32,6 +33,7 @@ struct File {
     rotate: Option<Spanned<Value>>,
     rotate_synced: Option<Spanned<Value>>,
     shutdown_timeout: Option<Spanned<Value>>,
+    bandwidth: Option<Spanned<Value>>,
     #[serde(default)]
     cache: CacheTable,
     #[serde(default)]
@@ -101,6 +103,9 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Config> {
         let Some(value) = value else { continue };
         *setting = reader.policy(&value)?;
     }
+    if let Some(value) = file.bandwidth {
+        config.bandwidth = reader.schedule(&value)?;
+    }
     for (name, table) in file.target {
         config.targets.push(reader.target(&name, table, dir)?);
     }
@@ -122,6 +127,7 @@ impl Reader<'_> {
         let mut uri = None;
         let mut read_priority = 0;
         let mut concurrency = None;
+        let mut bandwidth = Schedule::default();
         let mut options = Options::new();
         let mut spans = BTreeMap::new();
         for (key, value) in table {
@@ -129,6 +135,7 @@ impl Reader<'_> {
                 "uri" => uri = Some((self.string(&value)?.to_owned(), value.span())),
                 "read_priority" => read_priority = self.integer(&value, 0..=1_000_000)? as u32,
                 "concurrency" => concurrency = Some(self.integer(&value, 1..=CONCURRENCY_MAX)? as u32),
+                "bandwidth" => bandwidth = self.schedule(&value)?,
                 "layout" => self.only(&key, &value, "chunks")?,
                 "codec" => self.only(&key, &value, "none")?,
                 _ => {
@@ -148,7 +155,7 @@ impl Reader<'_> {
             let named = spans.iter().find(|(key, _)| error.message.contains(&format!("{key:?}")));
             self.at(named.map_or(span, |(_, span)| span.clone()), error)
         })?;
-        Ok(TargetConfig { read_priority, concurrency, ..target })
+        Ok(TargetConfig { read_priority, concurrency, bandwidth, ..target })
     }
 
     /// The value of an option as text: a string with `${ENV}`, a number, a boolean, or `{ file = "…" }`.
@@ -231,6 +238,28 @@ impl Reader<'_> {
         };
         // Above: offsets are signed in the kernel.
         size.filter(|size| *size <= i64::MAX as u64).ok_or_else(wrong)
+    }
+
+    /// A rate, or a table of one for `always` and others for windows of the day.
+    fn schedule(&self, value: &Spanned<Value>) -> Result<Schedule> {
+        let wrong = |error: ScheduleError| self.at(value.span(), Error::new(error.to_string()));
+        let rate = |value: &Value| match value {
+            Value::Integer(bytes) => bytes.to_string().parse(),
+            Value::String(text) => text.parse(),
+            other => other.to_string().parse::<Rate>(),
+        };
+        let schedule = match value.get_ref() {
+            Value::Table(table) => {
+                let always = table.get("always").map(rate).transpose().map_err(wrong)?;
+                let mut schedule = Schedule::always(always.unwrap_or_default());
+                for (window, value) in table.iter().filter(|(key, _)| *key != "always") {
+                    schedule.window(window, rate(value).map_err(wrong)?).map_err(wrong)?;
+                }
+                schedule
+            }
+            one => Schedule::always(rate(one).map_err(wrong)?),
+        };
+        schedule.checked().map_err(wrong)
     }
 
     fn duration(&self, value: &Spanned<Value>) -> Result<Duration> {

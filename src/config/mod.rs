@@ -30,6 +30,7 @@
 //! | `target.NAME.uri` | required | `fs:///path`, `s3://bucket/prefix?option=value` … |
 //! | `target.NAME.read_priority` | `0` | the lower is read first |
 //! | `target.NAME.concurrency` | found out | transfers at the same time |
+//! | `bandwidth`, `target.NAME.bandwidth` | `"unlimited"` | of all uploads together, and to one target: `"20 MiB/s"`, or with windows of local time `{ always = "20 MiB/s", "08:00-18:00" = "5 MiB/s", "12:00-13:00" = "off" }` |
 //! | `target.NAME.…` | | any option of OpenDAL's service |
 
 mod error;
@@ -46,6 +47,7 @@ use std::time::Duration;
 pub use self::error::{Error, Place, Result};
 pub use self::policy::Policy;
 pub use self::target::{Location, TargetConfig, build};
+use crate::target::pace::Schedule;
 
 /// Bounds of a chunk (DESIGN §2): a power of two between them.
 const CHUNK_SIZE: std::ops::RangeInclusive<u64> = 64 << 10..=64 << 20;
@@ -71,6 +73,8 @@ pub struct Config {
     pub rotate_synced: Duration,
     /// Draining after SIGTERM takes at most this long (D7).
     pub shutdown_timeout: Duration,
+    /// How fast all uploads together may be.
+    pub bandwidth: Schedule,
     /// The targets, in the order of their names (file) or as given (command line).
     pub targets: Vec<TargetConfig>,
 }
@@ -107,6 +111,7 @@ impl Default for Config {
             rotate: Duration::from_secs(60),
             rotate_synced: Duration::from_secs(2),
             shutdown_timeout: Duration::from_secs(30),
+            bandwidth: Schedule::default(),
             targets: Vec::new(),
         }
     }

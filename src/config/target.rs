@@ -14,6 +14,7 @@ use super::secret::{self, REDACTED};
 use super::{Error, Result, suggest};
 use crate::target::DynTarget;
 use crate::target::directory::DirectoryTarget;
+use crate::target::pace::{Pacer, Schedule};
 use crate::target::service::{self, OptionError, Options, SCHEMES, Scheme, Service};
 
 /// Longest name of a target.
@@ -32,6 +33,8 @@ pub struct TargetConfig {
     pub read_priority: u32,
     /// Transfers at the same time, at most; `None`: found out by trying.
     pub concurrency: Option<u32>,
+    /// How fast uploads to it may be.
+    pub bandwidth: Schedule,
 }
 
 /// Where a target is.
@@ -58,6 +61,7 @@ impl fmt::Debug for TargetConfig {
             .field("location", &self.location)
             .field("read_priority", &self.read_priority)
             .field("concurrency", &self.concurrency)
+            .field("bandwidth", &self.bandwidth)
             .finish()
     }
 }
@@ -129,16 +133,23 @@ impl TargetConfig {
                 Location::Service { scheme: scheme.to_owned(), options }
             }
         };
-        Ok(TargetConfig { name: name.to_owned(), uri: parsed.shown, location, read_priority: 0, concurrency: None })
+        Ok(TargetConfig {
+            name: name.to_owned(),
+            uri: parsed.shown,
+            location,
+            read_priority: 0,
+            concurrency: None,
+            bandwidth: Schedule::default(),
+        })
     }
 }
 
-/// Builds the store. Nothing is contacted or created.
-pub fn build(target: &TargetConfig) -> Result<DynTarget> {
+/// Builds the store, which sends as `pacer` lets it. Nothing is contacted or created.
+pub fn build(target: &TargetConfig, pacer: Pacer) -> Result<DynTarget> {
     match &target.location {
-        Location::Directory(path) => Ok(Arc::new(DirectoryTarget::new(path))),
+        Location::Directory(path) => Ok(Arc::new(DirectoryTarget::new(path).paced(pacer))),
         Location::Memory(name) => Ok(Arc::new(crate::target::memory::MemoryTarget::named(name))),
-        Location::Service { scheme, options } => find(scheme)?.build(options).map_err(|error| {
+        Location::Service { scheme, options } => find(scheme)?.build(options, pacer).map_err(|error| {
             let message = format!("target {:?} cannot be used as configured: {}", target.name, error.message);
             Error::new(message).hint(format!("options are those of OpenDAL's service {scheme:?}"))
         }),

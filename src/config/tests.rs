@@ -1,5 +1,6 @@
 use super::*;
 use crate::target::Kind;
+use crate::target::pace::Pacer;
 
 fn parse(text: &str) -> Result<Config> {
     Config::from_toml(text, Path::new("t.toml"))
@@ -73,7 +74,7 @@ fn everything_can_be_set() {
     assert_eq!(options.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect::<Vec<_>>(), expected);
     assert!(!format!("{config:?}").contains("hunter2"));
     for target in &config.targets {
-        build(target).unwrap();
+        build(target, Pacer::default()).unwrap();
     }
 }
 
@@ -98,6 +99,11 @@ fn errors_name_the_line_and_the_nearest_key() {
         ("cache.limit = 1", "t.toml:1:15: cache.limit is at least 64 MiB"),
         ("rotate = 5", "t.toml:1:10: 5 is not a duration | write a duration as"),
         ("rotate = \"0s\"", "t.toml:1:10: it is at least 1s"),
+        ("bandwidth = \"fast\"", "t.toml:1:13: \"fast\" is no rate: write"),
+        ("bandwidth = 1000", "t.toml:1:13: \"1000\" is less than 16 KiB/s"),
+        ("bandwidth = \"off\"", "t.toml:1:13: nothing would ever be sent"),
+        ("bandwidth = { \"09:00-09:00\" = \"1 MiB/s\" }", "t.toml:1:13: the window \"09:00-09:00\" never opens"),
+        ("bandwidth = { nights = \"1 MiB/s\" }", "t.toml:1:13: \"nights\" is no time of the day"),
         ("mountpoint = \"mnt\"", "t.toml:1:14: a path here is absolute"),
         (
             "acknowledge.close = \"lokal\"",
@@ -249,8 +255,8 @@ fn arguments_are_names_and_uris() {
 
 #[tokio::test]
 async fn memory_targets_of_one_name_are_one() {
-    let first = build(&argument("a=memory://config-tests").unwrap()).unwrap();
-    let second = build(&argument("b=memory://config-tests").unwrap()).unwrap();
+    let first = build(&argument("a=memory://config-tests").unwrap(), Pacer::default()).unwrap();
+    let second = build(&argument("b=memory://config-tests").unwrap(), Pacer::default()).unwrap();
     first.put("k", vec![1].into(), crate::target::Existing::Refuse).await.unwrap();
     assert_eq!(second.stat("k").await.unwrap(), Some(1));
 }
@@ -258,7 +264,7 @@ async fn memory_targets_of_one_name_are_one() {
 #[tokio::test]
 async fn building_touches_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let target = build(&argument(&format!("a=fs://{}/x", dir.path().display())).unwrap()).unwrap();
+    let target = build(&argument(&format!("a=fs://{}/x", dir.path().display())).unwrap(), Pacer::default()).unwrap();
     assert_eq!(target.get("k", 1).await.unwrap_err().kind, Kind::NotFound);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

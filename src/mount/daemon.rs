@@ -18,6 +18,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::attention::Noticed;
 use super::background::Readiness;
+use super::bandwidth::Bandwidth;
 use super::drain::{self, Goal};
 use super::ending::Ending;
 use super::live::{Attribute, Live};
@@ -98,7 +99,8 @@ struct Daemon {
 impl Daemon {
     fn start(options: Options) -> Result<Daemon, Error> {
         let Options { read_only, config, .. } = options;
-        let targets = Target::all(&config)?;
+        let bandwidth = Arc::new(Bandwidth::new(&config, clock::minute_of_day()));
+        let targets = Target::all(&config, &bandwidth)?;
         let mountpoint = mountpoint::check(&options.mountpoint, options.fuse.nonempty)?;
         let state_path = match &options.state_dir {
             Some(path) => std::path::absolute(path).map_err(|e| Error::new(ErrorKind::Usage, e.to_string()))?,
@@ -190,7 +192,7 @@ impl Daemon {
         let live =
             Arc::new(Live { meta: meta.clone(), files: files.clone(), space: space.clone(), replication, noticed });
         vfs.answer_targets(Box::new(Attribute(live.clone())));
-        let tasks = start_tasks(&runtime, &config, &live, &evictor).map_err(threads_failed)?;
+        let tasks = start_tasks(&runtime, &config, &live, &evictor, bandwidth).map_err(threads_failed)?;
 
         let ending = Arc::new(Ending::new(if read_only { Duration::ZERO } else { config.shutdown_timeout }));
         let server = {
@@ -371,8 +373,16 @@ fn begin(meta: &Meta, seen: Epoch) -> Result<bool, Error> {
     Ok(mounted.rebooted)
 }
 
-fn start_tasks(runtime: &Runtime, config: &Config, live: &Arc<Live>, evictor: &Arc<Evictor>) -> std::io::Result<Tasks> {
+fn start_tasks(
+    runtime: &Runtime,
+    config: &Config,
+    live: &Arc<Live>,
+    evictor: &Arc<Evictor>,
+    bandwidth: Arc<Bandwidth>,
+) -> std::io::Result<Tasks> {
     let mut tasks = Tasks::default();
+    // A window opens within a second of its minute.
+    tasks.every("bandwidth", Duration::from_secs(1), move || bandwidth.apply(clock::minute_of_day()))?;
     let rotation = Rotation { synced_after: config.rotate_synced, after: config.rotate };
     let ticked = live.files.clone();
     tasks.every("rotate", Duration::from_millis(500), move || {

@@ -7,6 +7,7 @@
 pub mod answers;
 pub mod attention;
 pub mod background;
+pub mod bandwidth;
 pub mod daemon;
 pub mod drain;
 pub mod ending;

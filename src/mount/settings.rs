@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::bandwidth::Bandwidth;
 use super::fuse_options::FuseOptions;
 use crate::config::{self, Config, Location, TargetConfig};
 use crate::control::{Error, ErrorKind};
@@ -32,12 +33,12 @@ pub struct Target {
 
 impl Target {
     /// The targets of a configuration. Nothing is contacted or created.
-    pub fn all(config: &Config) -> Result<Vec<Target>, Error> {
-        config
-            .targets
-            .iter()
-            .map(|target| Ok(Target { config: target.clone(), store: config::build(target)? }))
-            .collect()
+    pub fn all(config: &Config, bandwidth: &Bandwidth) -> Result<Vec<Target>, Error> {
+        let target = |target: &TargetConfig| {
+            let store = config::build(target, bandwidth.pacer(&target.name))?;
+            Ok(Target { config: target.clone(), store })
+        };
+        config.targets.iter().map(target).collect()
     }
 
     /// Of a directory target, for D4.

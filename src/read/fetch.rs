@@ -1,7 +1,7 @@
 //! Fetching chunks from targets: best source first, failover, verified, one flight per chunk.
 //!
-//! Owns: the choice and order of sources, the bound on chunks in memory, storing what came for later reads.
-//! Does not own: who asks, what becomes of the bytes (`reader`).
+//! Owns: asking the sources in their order, the bound on chunks in memory, storing what came for later reads.
+//! Does not own: the order and the hedge (`sources`), who asks, what becomes of the bytes (`reader`).
 //!
 //! A wrong or missing copy is a finding: the target loses its placement bit, so that the chunk is uploaded there again.
 
@@ -13,10 +13,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 
+use super::sources::{Budget, Record};
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::fetched_path;
 use crate::chunk::open::OpenFiles;
@@ -31,7 +33,7 @@ const FLIGHTS_MAX: usize = 8;
 /// One source has this long for a chunk before the next is asked.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A read that no source answers ends in `EIO` after this long.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A target as a source of chunks.
 #[derive(Debug, Clone)]
@@ -65,6 +67,8 @@ pub struct Counters {
     pub absent: AtomicU64,
     /// Sources that failed otherwise.
     pub failed: AtomicU64,
+    /// Second requests beside a slow source.
+    pub hedged: AtomicU64,
 }
 
 type Flight = Shared<BoxFuture<'static, Result<Bytes, Errno>>>;
@@ -76,28 +80,15 @@ pub struct Fetcher {
     space: Arc<Space>,
     evictor: Arc<Evictor>,
     runtime: tokio::runtime::Handle,
-    sources: RwLock<Vec<(Source, Arc<Record>)>>,
+    sources: RwLock<Vec<Known>>,
+    budget: Mutex<Budget>,
     flights: Mutex<HashMap<ChunkId, Flight>>,
     permits: Arc<Semaphore>,
     counters: Counters,
 }
 
-/// How a source did lately.
-#[derive(Debug, Default)]
-struct Record {
-    failures: AtomicU64,
-    /// Moving average of the time to a chunk, in microseconds.
-    latency_us: AtomicU64,
-}
-
-impl Record {
-    fn succeeded(&self, took: Duration) {
-        self.failures.store(0, Ordering::Relaxed);
-        let before = self.latency_us.load(Ordering::Relaxed);
-        let took = took.as_micros() as u64;
-        self.latency_us.store(if before == 0 { took } else { (before * 7 + took) / 8 }, Ordering::Relaxed);
-    }
-}
+/// A source and how it did; tasks share the record.
+type Known = (Source, Arc<Mutex<Record>>);
 
 impl Fetcher {
     /// A fetcher without sources.
@@ -115,6 +106,7 @@ impl Fetcher {
             evictor,
             runtime,
             sources: RwLock::default(),
+            budget: Mutex::default(),
             flights: Mutex::default(),
             permits: Arc::new(Semaphore::new(FLIGHTS_MAX)),
             counters: Counters::default(),
@@ -179,46 +171,74 @@ impl Fetcher {
         result
     }
 
+    /// Asks one source after the other; a second one beside a slow one. The first right answer wins.
     async fn ask_sources(&self, wanted: &Wanted) -> Result<Bytes, Errno> {
         let Ok(_permit) = self.permits.acquire().await else { return Err(Errno::IO) };
-        for (source, record) in self.order(wanted.placed) {
-            let started = clock::instant();
-            let key = crate::format::key::chunk(wanted.hash);
-            let answer = tokio::time::timeout(SOURCE_TIMEOUT, source.target.get(&key, wanted.length)).await;
-            let problem = match answer {
-                Ok(Ok(bytes)) if bytes.len() as u64 == wanted.length && ChunkHash::of(&bytes) == wanted.hash => {
-                    record.succeeded(clock::instant().since(started));
-                    self.counters.fetched_chunks.fetch_add(1, Ordering::Relaxed);
-                    self.counters.fetched_bytes.fetch_add(wanted.length, Ordering::Relaxed);
+        let mut order = self.order(wanted.placed).into_iter().peekable();
+        let mut asked = FuturesUnordered::new();
+        let mut hedge_after = None;
+        loop {
+            if asked.is_empty() {
+                let Some(known) = order.next() else {
+                    tracing::error!(chunk = %wanted.hash, "no source can give the chunk");
+                    return Err(Errno::IO);
+                };
+                self.budget.lock().asked();
+                hedge_after = Some(known.1.lock().hedge_after());
+                asked.push(self.ask(known, wanted));
+            }
+            // Only one that is known to have it is worth a second request.
+            let second = order.peek().is_some_and(|(source, _)| wanted.placed & source.bit.mask() != 0);
+            let hedge = hedge_after.filter(|_| second && asked.len() == 1);
+            tokio::select! {
+                biased;
+                Some(answer) = asked.next() => if let Some(bytes) = answer {
                     return Ok(bytes);
+                },
+                () = tokio::time::sleep(hedge.unwrap_or_default()), if hedge.is_some() => {
+                    hedge_after = None;
+                    if self.budget.lock().hedge() && let Some(known) = order.next() {
+                        self.counters.hedged.fetch_add(1, Ordering::Relaxed);
+                        asked.push(self.ask(known, wanted));
+                    }
                 }
-                Ok(Ok(_)) => Problem::Wrong,
-                Ok(Err(error)) if error.kind == Kind::NotFound => Problem::Absent,
-                Ok(Err(error)) if error.kind == Kind::Invalid => Problem::Wrong,
-                Ok(Err(error)) => Problem::Failed(error.to_string()),
-                Err(_) => Problem::Failed(format!("no answer within {} s", SOURCE_TIMEOUT.as_secs())),
-            };
-            self.note(&source, &record, wanted, &problem);
+            }
         }
-        tracing::error!(chunk = %wanted.hash, "no source can give the chunk");
-        Err(Errno::IO)
     }
 
-    /// Sources in the order to ask: those known to hold the chunk first, then by recent failures, latency and priority.
-    fn order(&self, placed: u64) -> Vec<(Source, Arc<Record>)> {
+    /// Asks one source. What it did wrong is noted.
+    async fn ask(&self, (source, record): Known, wanted: &Wanted) -> Option<Bytes> {
+        let started = clock::instant();
+        let key = crate::format::key::chunk(wanted.hash);
+        let answer = tokio::time::timeout(SOURCE_TIMEOUT, source.target.get(&key, wanted.length)).await;
+        let problem = match answer {
+            Ok(Ok(bytes)) if bytes.len() as u64 == wanted.length && ChunkHash::of(&bytes) == wanted.hash => {
+                record.lock().succeeded(clock::instant().since(started));
+                self.counters.fetched_chunks.fetch_add(1, Ordering::Relaxed);
+                self.counters.fetched_bytes.fetch_add(wanted.length, Ordering::Relaxed);
+                return Some(bytes);
+            }
+            Ok(Ok(_)) => Problem::Wrong,
+            Ok(Err(error)) if error.kind == Kind::NotFound => Problem::Absent,
+            Ok(Err(error)) if error.kind == Kind::Invalid => Problem::Wrong,
+            Ok(Err(error)) => Problem::Failed(error.to_string()),
+            Err(_) => Problem::Failed(format!("no answer within {} s", SOURCE_TIMEOUT.as_secs())),
+        };
+        self.note(&source, &record, wanted, &problem);
+        None
+    }
+
+    /// Sources in the order to ask.
+    fn order(&self, placed: u64) -> Vec<Known> {
         let mut sources = self.sources.read().clone();
-        sources.sort_by_key(|(source, record)| {
-            (
-                placed & source.bit.mask() == 0,
-                record.failures.load(Ordering::Relaxed),
-                record.latency_us.load(Ordering::Relaxed) / 1000,
-                source.priority,
-            )
+        let now = clock::instant();
+        sources.sort_by_cached_key(|(source, record)| {
+            record.lock().rank(placed & source.bit.mask() != 0, source.priority, now)
         });
         sources
     }
 
-    fn note(&self, source: &Source, record: &Record, wanted: &Wanted, problem: &Problem) {
+    fn note(&self, source: &Source, record: &Mutex<Record>, wanted: &Wanted, problem: &Problem) {
         let held = wanted.placed & source.bit.mask() != 0;
         match problem {
             Problem::Wrong => {
@@ -232,7 +252,7 @@ impl Fetcher {
             Problem::Absent => return,
             Problem::Failed(why) => {
                 self.counters.failed.fetch_add(1, Ordering::Relaxed);
-                record.failures.fetch_add(1, Ordering::Relaxed);
+                record.lock().failed(clock::instant());
                 tracing::warn!(target_name = %source.name, chunk = %wanted.hash, %why, "source failed, asking the next");
                 return;
             }
@@ -290,6 +310,100 @@ mod tests {
     use crate::chunk::file::ChunkFiles;
     use crate::chunk::space::Limits;
     use crate::meta::testing::store;
+    use crate::target::memory::MemoryTarget;
+    use crate::target::{self, Abilities, Body, Existing, Page, Target};
+
+    /// A world of one chunk on two targets.
+    fn fetcher(slow: Option<Duration>) -> (tempfile::TempDir, Arc<Fetcher>, Wanted, Bytes) {
+        let (dir, meta) = store();
+        let meta = Arc::new(meta);
+        let open_files = Arc::new(OpenFiles::new(ChunkFiles::new(dir.path()).unwrap()));
+        let space = Arc::new(Space::new(dir.path(), Limits { used_max: u64::MAX, free_min: 0 }, 0));
+        let evictor = Arc::new(Evictor::new(meta.clone(), open_files.clone(), space.clone()));
+        let fetcher = Fetcher::new(meta, open_files, space, evictor, tokio::runtime::Handle::current());
+        let bytes = Bytes::from_static(b"bytes of a chunk");
+        let hash = ChunkHash::of(&bytes);
+        let wanted = Wanted { chunk: ChunkId(1), hash, length: bytes.len() as u64, placed: 0b11 };
+        let source = |bit: u8, slow: Option<Duration>| {
+            let target = Arc::new(Slow { inner: MemoryTarget::new(), slow });
+            Source { bit: TargetBit::new(bit).unwrap(), name: bit.to_string(), target, priority: bit.into() }
+        };
+        fetcher.set_sources(vec![source(0, slow), source(1, None)]);
+        (dir, fetcher, wanted, bytes)
+    }
+
+    async fn hold(fetcher: &Fetcher, wanted: &Wanted, bytes: &Bytes) {
+        let sources = fetcher.sources.read().clone();
+        for (source, _) in sources {
+            let key = crate::format::key::chunk(wanted.hash);
+            source.target.put(&key, bytes.clone().into(), crate::target::Existing::Replace).await.unwrap();
+        }
+    }
+
+    /// Gets after a pause, or never.
+    #[derive(Debug)]
+    struct Slow {
+        inner: MemoryTarget,
+        slow: Option<Duration>,
+    }
+
+    #[async_trait::async_trait]
+    impl Target for Slow {
+        async fn put(&self, key: &str, body: Body, existing: Existing) -> target::Result<()> {
+            self.inner.put(key, body, existing).await
+        }
+        async fn get(&self, key: &str, length_max: u64) -> target::Result<Bytes> {
+            if let Some(slow) = self.slow {
+                tokio::time::sleep(slow).await;
+            }
+            self.inner.get(key, length_max).await
+        }
+        async fn get_range(&self, key: &str, offset: u64, length: u64) -> target::Result<Bytes> {
+            self.inner.get_range(key, offset, length).await
+        }
+        async fn stat(&self, key: &str) -> target::Result<Option<u64>> {
+            self.inner.stat(key).await
+        }
+        async fn list(&self, prefix: &str, after: Option<&str>) -> target::Result<Page> {
+            self.inner.list(prefix, after).await
+        }
+        async fn delete(&self, key: &str) -> target::Result<()> {
+            self.inner.delete(key).await
+        }
+        async fn check_place(&self) -> target::Result<()> {
+            self.inner.check_place().await
+        }
+        async fn abilities(&self) -> target::Result<Abilities> {
+            self.inner.abilities().await
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_source_that_hangs_is_hedged_and_one_that_answers_is_not() {
+        let (_dir, slow, wanted, bytes) = fetcher(Some(Duration::from_secs(3600)));
+        hold(&slow, &wanted, &bytes).await;
+        assert_eq!(slow.fetch(wanted).await.unwrap(), bytes);
+        assert_eq!(slow.counters().hedged.load(Ordering::Relaxed), 1);
+        let (_dir, quick, wanted, bytes) = fetcher(None);
+        hold(&quick, &wanted, &bytes).await;
+        assert_eq!(quick.fetch(wanted).await.unwrap(), bytes);
+        assert_eq!(quick.counters().hedged.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_absent_copy_is_answered_by_the_next_source_at_once() {
+        let (_dir, fetcher, wanted, bytes) = fetcher(None);
+        hold(&fetcher, &wanted, &bytes).await;
+        let first = fetcher.sources.read()[0].0.target.clone();
+        first.delete(&crate::format::key::chunk(wanted.hash)).await.unwrap();
+        assert_eq!(fetcher.fetch(wanted).await.unwrap(), bytes);
+        assert_eq!(fetcher.counters().absent.load(Ordering::Relaxed), 1);
+        let second = fetcher.sources.read()[1].0.target.clone();
+        second.delete(&crate::format::key::chunk(wanted.hash)).await.unwrap();
+        fetcher.landed().await;
+        let gone = Wanted { chunk: ChunkId(2), ..wanted };
+        assert_eq!(fetcher.fetch(gone).await, Err(Errno::IO), "no source is an error, never a hole");
+    }
 
     /// Failed as a short read of a restored mount: the file was made anew under readers.
     #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! Reading: from live sessions, from local chunk files, from targets.
 //!
-//! Owns: assembling the bytes of a read ([`reader`]), fetching chunks from targets with failover ([`fetch`]), when to fetch
+//! Owns: assembling the bytes of a read ([`reader`]), fetching chunks from targets with failover ([`fetch`]) in an order of their own (`sources`, pure), when to fetch
 //! ahead ([`ahead`], pure).
 //! Does not own: which layer answers (`write::layers`), where chunks lie (`meta::location`), what may be cached (`chunk`).
 //!
@@ -10,6 +10,7 @@
 pub mod ahead;
 pub mod fetch;
 pub mod reader;
+mod sources;
 
 pub use fetch::{Fetcher, Source};
 pub use reader::{Outcome, Reader};

@@ -24,7 +24,7 @@ use crate::format::key;
 use crate::id::TargetBit;
 use crate::meta::Meta;
 use crate::meta::placement::{ChunkSources, ChunkTodo};
-use crate::target::{Class, DynTarget, Existing, Kind};
+use crate::target::{Class, DynTarget, Existing, Kind, pace};
 
 /// Findings kept for `status`; all are counted.
 const FINDINGS_MAX: usize = 1024;
@@ -169,13 +169,13 @@ impl Uploader {
     async fn send(&self, peer: &Peer, chunk: &ChunkTodo, body: CheckedChunk) -> Outcome {
         let key = key::chunk(chunk.hash);
         let put = peer.target.put(&key, body.into_body(), Existing::Replace);
-        match tokio::time::timeout(self.patience.transfer(chunk.length), put).await {
+        match pace::within(self.patience.transfer(chunk.length), put).await {
             Ok(Ok(())) => {
                 peer.traffic.sent(chunk.length, clock::instant());
                 Outcome::Sent
             }
             Ok(Err(error)) => Outcome::Failed(error.into()),
-            Err(_) => Outcome::Failed(unanswered("put", &key)),
+            Err(pace::Elapsed) => Outcome::Failed(unanswered("put", &key)),
         }
     }
 }

@@ -39,6 +39,7 @@ use tokio::sync::Semaphore;
 
 use self::listing::Walk;
 use self::place::{Place, TMP};
+use super::pace::{FRAME, Held, Pacer};
 use super::{Abilities, Body, Class, Error, Existing, Kind, PATIENCE, Page, Result, Target};
 use crate::format::key::{SUPERBLOCK as IDENTITY, TEMPORARY};
 use crate::format::superblock::BYTES_MAX;
@@ -54,6 +55,7 @@ const THREADS: usize = 32;
 #[derive(Debug, Clone)]
 pub struct DirectoryTarget {
     shared: Arc<Shared>,
+    pacer: Pacer,
 }
 
 #[derive(Debug)]
@@ -99,7 +101,12 @@ impl DirectoryTarget {
     fn with_patience(path: PathBuf, patience: Duration) -> DirectoryTarget {
         let threads = Arc::new(Semaphore::new(THREADS));
         let shared = Shared { path, state: Mutex::default(), threads, patience, skipped: AtomicU64::new(0) };
-        DirectoryTarget { shared: Arc::new(shared) }
+        DirectoryTarget { shared: Arc::new(shared), pacer: Pacer::default() }
+    }
+
+    /// The same, keeping to limits of bandwidth.
+    pub fn paced(self, pacer: Pacer) -> DirectoryTarget {
+        DirectoryTarget { pacer, ..self }
     }
 
     /// The directory as configured.
@@ -157,6 +164,13 @@ impl DirectoryTarget {
 #[async_trait]
 impl Target for DirectoryTarget {
     async fn put(&self, key: &str, body: Body, existing: Existing) -> Result<()> {
+        // Before the disk is asked: a thread that waited for its turn would be one less for the others.
+        let (held, mut left) = (Held::of_this_call(), body.len() as usize);
+        while left > 0 {
+            let frame = left.min(FRAME);
+            self.pacer.turn(frame, &held).await;
+            left -= frame;
+        }
         self.blocking("put", key, body.len(), move |shared, at| {
             at.check_key()?;
             let place = shared.place_for_put(at)?;

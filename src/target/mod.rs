@@ -14,9 +14,11 @@ pub mod directory;
 pub mod identity;
 pub mod memory;
 pub mod operator;
+pub mod pace;
 pub mod probe;
 pub mod service;
 mod transport;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -19,7 +19,7 @@ use tokio::sync::OnceCell;
 
 use super::classify::{Call, classify};
 use super::transport::{Notes, noting};
-use super::{Abilities, Body, Class, Existing, Kind, Listed, PATIENCE, Page, Result, Target, probe};
+use super::{Abilities, Body, Class, Existing, Kind, Listed, PATIENCE, Page, Result, Target, pace, probe};
 
 /// Objects of one page.
 const PAGE: usize = 1000;
@@ -52,10 +52,10 @@ impl OperatorTarget {
         future: impl Future<Output = opendal::Result<T>>,
     ) -> Result<(T, Notes)> {
         let deadline = super::deadline(self.patience, bytes);
-        match noting(tokio::time::timeout(deadline, future)).await {
+        match noting(pace::within(deadline, future)).await {
             (Ok(Ok(value)), notes) => Ok((value, notes)),
             (Ok(Err(error)), notes) => Err(classify(call, &error, &notes)),
-            (Err(_), _) => {
+            (Err(pace::Elapsed), _) => {
                 let message = format!("no answer within {} s", deadline.as_secs());
                 Err(call.error(Kind::Unreachable, call.unknown_fate(), message))
             }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::operator::OperatorTarget;
+use super::pace::Pacer;
 use super::{Class, DynTarget, Error, Kind, Result, transport};
 
 /// Options of a service as text, as OpenDAL takes them.
@@ -125,7 +126,7 @@ impl Service {
     }
 
     /// Builds the target. Nothing is contacted yet.
-    pub fn build(&self, options: &Options) -> Result<DynTarget> {
+    pub fn build(&self, options: &Options, pacer: Pacer) -> Result<DynTarget> {
         let wrong = |message: String| Error {
             kind: Kind::Config,
             class: Class::Rejected,
@@ -135,7 +136,7 @@ impl Service {
             retry_after: None,
         };
         opendal::init_default_registry();
-        let context = transport::context().map_err(|error| wrong(format!("no HTTP client: {error}")))?;
+        let context = transport::context(pacer).map_err(|error| wrong(format!("no HTTP client: {error}")))?;
         // The message only: contexts name options with their values.
         let operator = Operator::via_iter(self.scheme, self.with_defaults(options))
             .map_err(|error| wrong(error.message().to_owned()))?

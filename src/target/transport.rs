@@ -1,22 +1,16 @@
-//! The HTTP transport below one target: its own connections, and notes about each answer.
+//! Notes about the answers of a store.
 //!
-//! Owns: timeouts of the connection, what the store said in headers that OpenDAL does not pass on (`Retry-After`, the
-//! checksum it verified).
-//! Does not own: deadlines of whole calls (`operator`), what an error means (`classify`).
+//! Owns: what the store said in headers that OpenDAL does not pass on (`Retry-After`, the checksum it verified).
+//! Does not own: connections and bodies (`wire`), deadlines of whole calls (`operator`), what an error means (`classify`).
 
 use std::cell::RefCell;
 use std::time::Duration;
 
 use http::{HeaderMap, Request, Response};
 use opendal::{Buffer, HttpBody, HttpTransport, HttpTransporter, OperationContext};
-use opendal_http_transport_reqwest::ReqwestTransport;
 
-/// Connecting takes one round trip or two; a store that needs longer is as good as down.
-const CONNECT: Duration = Duration::from_secs(5);
-/// Bytes that were sent and stay unacknowledged this long mean that the path is dead, however slow the link is.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
-/// Idle connections kept per store.
-const IDLE: usize = 16;
+use super::pace::Pacer;
+use super::wire::Wire;
 
 /// Headers in which S3 stores name the checksum of an object, in requests and in answers.
 const CHECKSUMS: [&str; 1] = ["x-amz-checksum-crc32c"];
@@ -41,19 +35,9 @@ pub(super) async fn noting<T>(call: impl Future<Output = T>) -> (T, Notes) {
     NOTES.scope(RefCell::default(), async { (call.await, NOTES.with(RefCell::take)) }).await
 }
 
-/// Makes the transport of one target: targets share no connection, so that none waits for another's.
-pub(super) fn context() -> Result<OperationContext, reqwest::Error> {
-    // The first one wins; that another was installed before is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder()
-        .connect_timeout(CONNECT)
-        .tcp_user_timeout(UNACKNOWLEDGED)
-        .tcp_keepalive(UNACKNOWLEDGED)
-        .pool_max_idle_per_host(IDLE)
-        .referer(false)
-        // No `read_timeout`: it would also end an upload that merely takes longer.
-        .build()?;
-    Ok(over(ReqwestTransport::new(client)))
+/// Makes the transport of one target.
+pub(super) fn context(pacer: Pacer) -> Result<OperationContext, reqwest::Error> {
+    Ok(over(Wire::new(pacer)?))
 }
 
 /// The same over any transport: tests answer requests themselves.

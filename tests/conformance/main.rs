@@ -13,6 +13,7 @@ use bytes::Bytes;
 use s3::S3Server;
 use tandemfs::target::directory::DirectoryTarget;
 use tandemfs::target::memory::MemoryTarget;
+use tandemfs::target::pace::Pacer;
 use tandemfs::target::service::{self, Options, Scheme};
 use tandemfs::target::{Abilities, Body, Class, DynTarget, Existing, Kind, probe};
 
@@ -37,7 +38,7 @@ fn s3_target(server: &S3Server, bucket: &str, secret: &str) -> DynTarget {
     .into();
     let Scheme::Known(service) = service::find("s3") else { panic!("s3 is always compiled in") };
     service.check(&options).unwrap();
-    service.build(&options).unwrap()
+    service.build(&options, Pacer::default()).unwrap()
 }
 
 fn directory() -> Store {

@@ -78,3 +78,25 @@ fn a_cloud_that_is_away_at_the_first_mount_is_filled_later() {
     assert!(place.path("server/cloud/p/tandemfs.json").exists());
     drop(server);
 }
+
+#[test]
+fn a_limited_target_is_sent_no_more_than_its_limit_and_the_other_does_not_wait_for_it() {
+    let mut stage = Stage::new(&["cloud"]);
+    let limited = format!("{}bandwidth = \"512 KiB/s\"\n", stage.bucket("cloud", "s3://cloud/p"));
+    let tables = [limited, stage.directory("disk")];
+    stage.configure("config.toml", &tables);
+    let Stage { place, server } = stage;
+    let mounted = place.mount();
+    let began = std::time::Instant::now();
+    std::fs::write(mounted.path("file"), noise(1, 2 << 20)).unwrap();
+    let one = mounted.command("flush", &["--wait", "one", "--timeout", "60"]);
+    assert_eq!(one.code, 0, "{}", one.stderr);
+    let status = mounted.status();
+    assert_eq!(status["targets"][1]["pending_bytes"], 0, "{status:#}");
+    // 2 MiB at this rate last four seconds; a quarter of a second is in hand. Nothing here is an upper bound: a machine
+    // may be slow, but never faster than the limit.
+    wait_for("the cloud has it", || mounted.status()["safe"] == true);
+    assert!(began.elapsed() >= std::time::Duration::from_millis(3_500), "{:?}", began.elapsed());
+    mounted.umount();
+    drop(server);
+}
