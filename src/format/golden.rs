@@ -78,6 +78,7 @@ impl Golden {
             started: at(0, 0),
             version: "0.1.0".into(),
             parent,
+            history: vec![],
         };
         self.put(writer.key(), &writer.encode());
     }

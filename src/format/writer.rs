@@ -11,6 +11,8 @@ use crate::id::{Epoch, FilesystemId, Hash, SegmentNumber, Seq, TargetId, WriterI
 
 /// Bytes of the longest one that is read.
 pub const BYTES_MAX: u64 = 64 << 10;
+/// Earlier writers that are named at most; of more, the newest.
+pub const HISTORY_MAX: usize = 256;
 
 /// A mount's announcement on one target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +33,20 @@ pub struct Writer {
     pub version: String,
     /// The last segment of this target that it builds on. What others wrote after that is discarded history.
     pub parent: Option<Parent>,
+    /// The writers whose history it goes on from, on whatever target they wrote. `parent` tells only of this target, which
+    /// some of them may never have reached.
+    pub history: Vec<Ancestor>,
+}
+
+/// A writer whose history another one goes on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ancestor {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The writer.
+    pub writer: WriterId,
+    /// Its records up to here are part of the history; those above are not.
+    pub seq: Seq,
 }
 
 /// A point in a target's history.
@@ -60,6 +76,15 @@ struct Document {
     started: Timestamp,
     version: String,
     parent: Option<ParentDocument>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    history: Vec<AncestorDocument>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct AncestorDocument {
+    epoch: Epoch,
+    writer: WriterId,
+    seq: Seq,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -95,6 +120,10 @@ impl Writer {
                 hash: Hex(parent.hash),
                 seq: parent.seq,
             }),
+            history: self.history[self.history.len().saturating_sub(HISTORY_MAX)..]
+                .iter()
+                .map(|&Ancestor { epoch, writer, seq }| AncestorDocument { epoch, writer, seq })
+                .collect(),
         };
         let mut bytes = serde_json::to_vec(&document).expect("strings and numbers always encode");
         bytes.push(b'\n');
@@ -112,6 +141,10 @@ impl Writer {
             check_number(&place, "parent.n", parent.n.0)?;
             check_number(&place, "parent.seq", parent.seq.0)?;
         }
+        for ancestor in &document.history {
+            check_number(&place, "history.epoch", ancestor.epoch.0)?;
+            check_number(&place, "history.seq", ancestor.seq.0)?;
+        }
         Ok(Writer {
             filesystem: document.filesystem,
             target: document.target,
@@ -127,6 +160,11 @@ impl Writer {
                 hash: parent.hash.0,
                 seq: parent.seq,
             }),
+            history: document
+                .history
+                .into_iter()
+                .map(|AncestorDocument { epoch, writer, seq }| Ancestor { epoch, writer, seq })
+                .collect(),
         })
     }
 }
@@ -152,14 +190,26 @@ mod tests {
                 hash: Hash::of(b"812"),
                 seq: Seq(40211),
             }),
+            history: vec![Ancestor { epoch: Epoch(6), writer: WriterId(0x51ab_0c3d), seq: Seq(40300) }],
         }
     }
 
     #[test]
-    fn it_reads_back_with_and_without_parent() {
-        for writer in [writer(), Writer { parent: None, ..writer() }] {
+    fn it_reads_back_with_and_without_parent_and_history() {
+        for writer in [writer(), Writer { parent: None, history: vec![], ..writer() }] {
             assert_eq!(Writer::decode(&writer.encode(), writer.epoch, writer.writer), Ok(writer));
         }
+    }
+
+    #[test]
+    fn of_many_ancestors_the_newest_are_named_and_it_stays_short() {
+        let ancestor =
+            |n: u64| Ancestor { epoch: Epoch((1 << 50) + n), writer: WriterId(u32::MAX), seq: Seq((1 << 53) - 1) };
+        let long = Writer { history: (0..1000).map(ancestor).collect(), ..writer() };
+        let bytes = long.encode();
+        assert!((bytes.len() as u64) < BYTES_MAX / 2, "{}", bytes.len());
+        let read = Writer::decode(&bytes, long.epoch, long.writer).unwrap();
+        assert_eq!(read.history, long.history[1000 - HISTORY_MAX..]);
     }
 
     #[test]

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, params};
 
-use super::store::{APPLICATION_ID, configure};
+use super::migrate::APPLICATION_ID;
+use super::store::configure;
 use super::{Error, Meta, Result};
 use crate::id::{ExportId, Generation, InodeId, Seq};
 

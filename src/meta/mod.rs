@@ -27,6 +27,7 @@ pub mod import;
 pub mod inode;
 pub mod journal;
 pub mod location;
+mod migrate;
 pub mod mount;
 pub mod namespace;
 pub mod placement;
@@ -57,6 +58,16 @@ pub enum Error {
     /// SQLite refused or failed; a full disk is among these ([`Error::is_full`]).
     #[error("metadata store: {0}")]
     Sqlite(#[from] rusqlite::Error),
+    /// The store is of a version that cannot be used: a later one, or an earlier one that may not be changed now.
+    #[error("{} has the tables of {} version of tandemfs (schema {found}; this program has {known})", path.display(), if found > known { "a later" } else { "an earlier" })]
+    Version {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Its version.
+        found: i32,
+        /// The newest that this program knows.
+        known: i32,
+    },
     /// Rows that contradict one another or cannot be decoded.
     #[error("metadata store is damaged: {0}")]
     Damaged(String),

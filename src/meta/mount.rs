@@ -1,11 +1,14 @@
 //! Mounts of this state directory: each is a writer of its own (T7).
 //!
-//! Owns: drawing epoch and writer, counting mounts, noticing that the machine started anew (S6).
+//! Owns: drawing epoch and writer, counting mounts, noticing that the machine started anew (S6), which writers' history this
+//! state goes on from.
 //! Does not own: which epochs targets have seen (`replication::contact`), what recovery does about a restart (`recovery`).
 
 use rusqlite::params;
 
+use super::restored::KnownWriter;
 use super::{Meta, Result};
+use crate::format::writer::HISTORY_MAX;
 use crate::id::{Epoch, WriterId};
 
 /// What a mount is to history.
@@ -26,10 +29,17 @@ impl Meta {
     /// writer; durable before it returns, so that no epoch is taken twice.
     pub fn begin_mount(&self, seen: Epoch, boot_id: &str) -> Result<Mounted> {
         let mounted = self.write(|tx| {
-            let (epoch, boot, mounts): (Epoch, String, i64) =
-                tx.conn().query_row("SELECT epoch, boot_id, mounts FROM counter", [], |row| {
-                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            let (epoch, writer, boot, mounts): (Epoch, WriterId, String, i64) =
+                tx.conn().query_row("SELECT epoch, writer, boot_id, mounts FROM counter", [], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
                 })?;
+            if epoch != Epoch(0) {
+                tx.conn().execute("INSERT OR REPLACE INTO mounted VALUES (?1, ?2, ?3)", params![epoch, writer, tx.head()])?;
+                tx.conn().execute(
+                    "DELETE FROM mounted WHERE epoch < (SELECT epoch FROM mounted ORDER BY epoch DESC LIMIT 1 OFFSET ?1)",
+                    [HISTORY_MAX as i64 - 1],
+                )?;
+            }
             let mounted = Mounted {
                 epoch: Epoch(epoch.max(seen).0 + 1),
                 writer: WriterId::random(),
@@ -45,11 +55,31 @@ impl Meta {
         self.sync()?;
         Ok(mounted)
     }
+
+    /// The writers whose history this state goes on from, and how far: its own earlier mounts, and those that it was restored
+    /// from. Ascending by epoch; of very many, the newest.
+    pub fn history(&self) -> Result<Vec<KnownWriter>> {
+        self.read(|conn| {
+            let mut rows = conn.prepare_cached(
+                "SELECT epoch, writer, max(seq) FROM (SELECT * FROM mounted UNION ALL SELECT * FROM lineage) \
+                 GROUP BY epoch, writer ORDER BY epoch DESC, writer LIMIT ?1",
+            )?;
+            let rows = rows.query_map([HISTORY_MAX as i64], |row| {
+                Ok(KnownWriter { epoch: row.get(0)?, writer: row.get(1)?, seq: row.get(2)? })
+            })?;
+            let mut history = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+            history.reverse();
+            Ok(history)
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Timestamp;
+    use crate::format::record::Change;
+    use crate::id::{InodeId, Seq};
     use crate::meta::testing::store;
 
     #[test]
@@ -63,5 +93,21 @@ mod tests {
         let third = meta.begin_mount(Epoch(40), "boot 2").unwrap();
         assert_eq!((third.epoch, third.rebooted), (Epoch(41), true));
         assert_eq!(meta.writer_identity().unwrap(), (third.epoch, third.writer, 3));
+    }
+
+    #[test]
+    fn t7_a_mount_knows_the_mounts_before_it_and_how_far_they_came() {
+        let (_dir, meta) = store();
+        let change = || Change::Removexattr { ino: InodeId(1), name: vec![1], ctime: Timestamp::EPOCH };
+        let mut expected = Vec::new();
+        for seq in 1..=HISTORY_MAX as u64 + 5 {
+            let mounted = meta.begin_mount(Epoch(0), "boot").unwrap();
+            assert_eq!(meta.history().unwrap(), expected);
+            meta.write(|tx| tx.append(&change())).unwrap();
+            expected.push(KnownWriter { epoch: mounted.epoch, writer: mounted.writer, seq: Seq(seq) });
+            if expected.len() > HISTORY_MAX {
+                expected.remove(0);
+            }
+        }
     }
 }

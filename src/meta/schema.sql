@@ -1,3 +1,5 @@
+-- A change here needs a step in migrate.rs, so that state directories of earlier versions come to have it.
+--
 -- Shared tables: the filesystem itself. A checkpoint carries them (FORMATS.md, meta.sqlite), without the columns
 -- marked "local" and with `extent.ino` in place of `extent.manifest`.
 CREATE TABLE filesystem (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
@@ -149,6 +151,11 @@ CREATE TABLE discarded (                                                        
 CREATE TABLE lineage (                                                          -- writers whose history this state was restored from (T7)
   epoch INTEGER NOT NULL, writer TEXT NOT NULL,
   seq INTEGER NOT NULL,                            -- its records up to here are in this state; those above are not
+  PRIMARY KEY (epoch, writer)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE mounted (                                                          -- earlier mounts of this state directory (T7)
+  epoch INTEGER NOT NULL, writer TEXT NOT NULL,
+  seq INTEGER NOT NULL,                            -- journal head when the next one began: its records up to here are in this state
   PRIMARY KEY (epoch, writer)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE segment (                                                          -- built, not yet confirmed (T2)

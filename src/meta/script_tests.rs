@@ -54,7 +54,8 @@ fn write_target(root: &Path, records: &[Record], per_segment: usize) {
     let (name, target_name, created) = ("made up".to_owned(), "only".to_owned(), Timestamp::EPOCH);
     put(key::SUPERBLOCK, &Superblock { filesystem, target, name, target_name, created }.encode());
     let (host, version) = ("here".to_owned(), "0".to_owned());
-    let announcement = Writer { filesystem, target, epoch, writer, host, started: created, version, parent: None };
+    let announcement =
+        Writer { filesystem, target, epoch, writer, host, started: created, version, parent: None, history: vec![] };
     put(&announcement.key(), &announcement.encode());
     for number in 0..CHUNK_NUMBERS {
         put(&key::chunk(chunk_hash(number)), &chunk_bytes(number));

@@ -15,16 +15,12 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 use tokio::sync::watch;
 
-use super::{Error, Result};
+use super::{Error, Result, migrate};
 use crate::clock::Timestamp;
 use crate::id::{Epoch, FilesystemId, InodeId, ManifestId, Seq, WriterId};
 
 const SCHEMA: &str = include_str!("schema.sql");
 
-/// "TDFS": says to `file(1)` and to us whose database this is.
-pub const APPLICATION_ID: i32 = 0x5444_4653;
-/// Version of the local schema.
-pub const USER_VERSION: i32 = 1;
 /// Before 3.51.3 two checkpoints that raced could silently lose commits (the WAL-reset race).
 const SQLITE_VERSION_MIN: i32 = 3_051_003;
 /// Idle readers kept open; more are opened when needed and closed after.
@@ -160,8 +156,8 @@ impl Meta {
     pub fn create(path: &Path, created: &Created) -> Result<Meta> {
         let conn = Connection::open(path)?;
         configure(&conn)?;
-        conn.pragma_update(None, "application_id", APPLICATION_ID)?;
-        conn.pragma_update(None, "user_version", USER_VERSION)?;
+        conn.pragma_update(None, "application_id", migrate::APPLICATION_ID)?;
+        conn.pragma_update(None, "user_version", migrate::USER_VERSION)?;
         let tx = conn.unchecked_transaction()?;
         tx.execute_batch(SCHEMA)?;
         for (key, value) in [
@@ -187,21 +183,18 @@ impl Meta {
             )));
         }
         let conn = if options.read_only {
-            reader(path)?
+            let conn = reader(path)?;
+            migrate::check(&conn, path)?;
+            conn
         } else {
-            let conn =
+            let mut conn =
                 Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+            // What is not ours is left as it is.
+            migrate::version(&conn, path)?;
             configure(&conn)?;
+            migrate::migrate(&mut conn, path)?;
             conn
         };
-        let application_id: i32 = conn.pragma_query_value(None, "application_id", |row| row.get(0))?;
-        let user_version: i32 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if (application_id, user_version) != (APPLICATION_ID, USER_VERSION) {
-            return Err(Error::Damaged(format!(
-                "{} is not a metadata store of this version (application id {application_id:#x}, version {user_version})",
-                path.display()
-            )));
-        }
         let counters = read_counters(&conn)?;
         let wal_path = PathBuf::from(format!("{}-wal", path.display()));
         let wal = match File::open(&wal_path) {

@@ -28,6 +28,7 @@ use super::replication::{Replica, Replication};
 use super::served::Served;
 use super::settings::{Options, Target};
 use super::state_dir::{self, StateDir};
+use super::table::Table;
 use super::tasks::Tasks;
 use super::{log, mountpoint, store, unmount};
 use crate::chunk::evict::Evictor;
@@ -301,13 +302,15 @@ impl Daemon {
 /// D4: nothing may contain anything else.
 fn check_nesting(mountpoint: &Path, state_dir: &Path, targets: &[Target]) -> Result<(), Error> {
     let failed = |e: std::io::Error| Error::failed(format!("look at the places of this mount: {e}"));
+    let table = Table::read().map_err(failed)?;
     let mut places = vec![
-        Place::look("the mountpoint", mountpoint).map_err(failed)?,
-        Place::look("the state directory", state_dir).map_err(failed)?,
+        Place::look("the mountpoint", mountpoint, &table).map_err(failed)?,
+        Place::look("the state directory", state_dir, &table).map_err(failed)?,
     ];
     for target in targets {
         if let Some(directory) = target.directory() {
-            places.push(Place::look(format!("target {:?}", target.config.name), directory).map_err(failed)?);
+            let what = format!("target {:?}", target.config.name);
+            places.push(Place::look(what, directory, &table).map_err(failed)?);
         }
     }
     nesting::check(&places)

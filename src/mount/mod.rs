@@ -23,5 +23,6 @@ pub mod served;
 pub mod settings;
 pub mod state_dir;
 pub mod store;
+pub mod table;
 pub mod tasks;
 pub mod unmount;

@@ -1,12 +1,14 @@
 //! Mountpoint, state directory and directory targets must not contain one another (D4): a daemon that reads its own
 //! mount waits for itself, a target in the mount copies itself.
 //!
-//! Owns: the facts about a place (every ancestor's device and inode, after symbolic links) and the check of all pairs.
+//! Owns: the facts about a place (every ancestor's device and inode after symbolic links, every path that shows it) and the
+//! check of all pairs.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::table::Table;
 use crate::control::{Error, ErrorKind};
 
 /// A directory that takes part, which may not exist yet.
@@ -19,11 +21,14 @@ pub struct Place {
     id: Option<(u64, u64)>,
     /// Of every existing ancestor.
     ancestors: Vec<(u64, u64)>,
+    /// Every path that shows it, through bind mounts too: above one of these it may lie in something that none of
+    /// `ancestors` tells of.
+    aliases: Vec<PathBuf>,
 }
 
 impl Place {
     /// Looks at `path`, an absolute path, and everything above it.
-    pub fn look(what: impl Into<String>, path: &Path) -> io::Result<Place> {
+    pub fn look(what: impl Into<String>, path: &Path, table: &Table) -> io::Result<Place> {
         let path = resolved(path)?;
         let mut ids = path.ancestors().map(|at| match std::fs::metadata(at) {
             Ok(meta) => Ok(Some((meta.dev(), meta.ino()))),
@@ -33,7 +38,8 @@ impl Place {
         });
         let id = ids.next().transpose()?.flatten();
         let ancestors = ids.filter_map(|id| id.transpose()).collect::<io::Result<_>>()?;
-        Ok(Place { what: what.into(), path, id, ancestors })
+        let aliases = table.aliases(&path);
+        Ok(Place { what: what.into(), path, id, ancestors, aliases })
     }
 
     /// True if `self` is `other` or lies in it.
@@ -41,6 +47,8 @@ impl Place {
         self.path.starts_with(&other.path)
             // The same directory under another name: a bind mount.
             || other.id.is_some_and(|id| self.id == Some(id) || self.ancestors.contains(&id))
+            // A bind mount of something below it.
+            || self.aliases.iter().any(|own| other.aliases.iter().any(|others| own.starts_with(others)))
     }
 }
 
@@ -102,9 +110,9 @@ mod tests {
 
     fn refused(dir: &Path, mountpoint: &str, state: &str, target: &str) -> bool {
         check(&[
-            Place::look("the mountpoint", &dir.join(mountpoint)).unwrap(),
-            Place::look("the state directory", &dir.join(state)).unwrap(),
-            Place::look("target \"a\"", &dir.join(target)).unwrap(),
+            Place::look("the mountpoint", &dir.join(mountpoint), &Table::default()).unwrap(),
+            Place::look("the state directory", &dir.join(state), &Table::default()).unwrap(),
+            Place::look("target \"a\"", &dir.join(target), &Table::default()).unwrap(),
         ])
         .is_err()
     }
@@ -129,7 +137,7 @@ mod tests {
     #[test]
     fn the_refusal_names_both_sides() {
         let dir = tempfile::tempdir().unwrap();
-        let place = |what: &str, name: &str| Place::look(what, &dir.path().join(name)).unwrap();
+        let place = |what: &str, name: &str| Place::look(what, &dir.path().join(name), &Table::default()).unwrap();
         let error = check(&[place("the mountpoint", "m"), place("target \"a\"", "m/t")]).unwrap_err();
         assert!(error.message.starts_with("target \"a\" ("), "{error}");
         assert!(error.message.contains("lies in the mountpoint"), "{error}");

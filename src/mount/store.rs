@@ -9,7 +9,7 @@ use super::state_dir::StateDir;
 use crate::clock::{self, Timestamp};
 use crate::control::Error;
 use crate::id::FilesystemId;
-use crate::meta::{Created, Meta, Options};
+use crate::meta::{self, Created, Meta, Options};
 
 /// Where a filesystem is born: a crash leaves it there, and the next mount begins anew.
 const BIRTH: &str = "birth";
@@ -64,8 +64,11 @@ pub fn open_or_create(state_dir: &StateDir, name: &str, chunk_size: u64) -> Resu
 
 fn open(path: &Path) -> Result<Meta, Error> {
     Meta::open(path, &Options::default()).map_err(|e| {
-        Error::failed(format!("open {}: {e}", path.display()))
-            .hint("if it is damaged, restore: tandemfs restore --from URI --state-dir NEW")
+        let hint = match e {
+            meta::Error::Version { .. } => "mount it with that version of tandemfs, or a later one",
+            _ => "if it is damaged, restore: tandemfs restore --from URI --state-dir NEW",
+        };
+        Error::failed(format!("open {}: {e}", path.display())).hint(hint)
     })
 }
 

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::table::Table;
 use crate::fuse::device::{self, Unmount};
 
 /// At most so many processes are named.
@@ -47,47 +48,7 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
 
 /// True if a TandemFS is mounted at `mountpoint`, by the kernel's table: it answers also when the mount hangs.
 pub fn is_mounted(mountpoint: &Path) -> io::Result<bool> {
-    Ok(mount_at(&std::fs::read("/proc/self/mountinfo")?, mountpoint).is_some_and(|kind| kind == b"fuse.tandemfs"))
-}
-
-/// The type of the topmost filesystem at `mountpoint`, from the lines of `/proc/self/mountinfo` (proc_pid_mountinfo(5)):
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`.
-fn mount_at<'a>(mountinfo: &'a [u8], mountpoint: &Path) -> Option<&'a [u8]> {
-    let mut found = None;
-    for line in mountinfo.split(|&byte| byte == b'\n') {
-        let mut fields = line.split(|&byte| byte == b' ');
-        let Some(place) = fields.nth(4) else { continue };
-        if unescape(place) == mountpoint.as_os_str().as_bytes() {
-            // Later lines are mounted over earlier ones.
-            found = fields.skip_while(|field| *field != b"-").nth(1);
-        }
-    }
-    found
-}
-
-/// The kernel writes space, tab, newline and backslash as `\ooo`.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let octal = (byte == b'\\').then(|| after.get(..3)).flatten().and_then(|digits| {
-            digits.iter().try_fold(0u8, |value, digit| match digit {
-                b'0'..=b'7' => value.checked_mul(8)?.checked_add(digit - b'0'),
-                _ => None,
-            })
-        });
-        match octal {
-            Some(value) => {
-                bytes.push(value);
-                rest = &after[3..];
-            }
-            None => {
-                bytes.push(byte);
-                rest = after;
-            }
-        }
-    }
-    bytes
+    Ok(Table::read()?.at(mountpoint).is_some_and(|mount| mount.kind == b"fuse.tandemfs"))
 }
 
 /// Processes that use `mountpoint`, as far as this user may see and [`LOOK_SECONDS`] allow: reading what the kernel tells of a
@@ -152,17 +113,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_topmost_mount_counts() {
-        let table = b"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
-            36 22 0:40 / /mnt/a\\040b rw shared:1 - fuse.tandemfs photos rw\n\
-            37 22 0:41 / /mnt/c rw - fuse.tandemfs photos rw\n\
-            38 37 0:42 / /mnt/c rw - tmpfs none rw\n";
-        assert_eq!(mount_at(table, Path::new("/mnt/a b")), Some(b"fuse.tandemfs".as_slice()));
-        assert_eq!(mount_at(table, Path::new("/mnt/c")), Some(b"tmpfs".as_slice()));
-        assert_eq!(mount_at(table, Path::new("/mnt")), None);
-    }
-
-    #[test]
     fn what_is_not_mounted_is_unmounted() {
         let dir = tempfile::tempdir().unwrap();
         unmount(dir.path(), false).unwrap();
@@ -175,11 +125,5 @@ mod tests {
         let _open = std::fs::File::create(root.join("f")).unwrap();
         let own = format!("({})", std::process::id());
         assert!(users(&root).iter().any(|user| user.ends_with(&own)), "{:?}", users(&root));
-    }
-
-    #[test]
-    fn escapes_are_octal() {
-        assert_eq!(unescape(b"a\\040b\\134"), b"a b\\");
-        assert_eq!(unescape(b"\\9\\"), b"\\9\\");
     }
 }

@@ -3,8 +3,8 @@
 //! *Contact* is made at mount and after every outage, before anything is written: collect what the target says (I/O),
 //! decide (pure), act (I/O, idempotent).
 //!
-//! Owns: the evidence about history, the verdict, announcing this mount as the target's writer, the survey at mount.
-//! Does not own: whose place it is (`target::identity`), sending segments (`shipper`), the gate that the verdict drives
+//! Owns: the evidence, the verdict, announcing this mount as the target's writer, the survey at mount.
+//! Does not own: reading `tandemfs.json` (`target::identity`), sending segments (`shipper`), the gate that the verdict drives
 //! (`gate`).
 //!
 //! ```text
@@ -22,6 +22,8 @@
 //!   asked them, with an id drawn at random: the id that is found there is the row's from then on.
 //! - A target that did not answer then is contacted later like any other; a conflict then fences that target alone.
 
+mod place;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,16 +33,18 @@ use futures::future::join_all;
 
 use crate::clock::Timestamp;
 use crate::format::key::{self, Key};
-use crate::format::segment::{self, BODY_BYTES_MAX, Place};
+use crate::format::segment::{self, BODY_BYTES_MAX};
 use crate::format::superblock::Superblock;
-use crate::format::writer::{self, Parent, Writer};
+use crate::format::writer::{self, Ancestor, Parent, Writer};
 use crate::id::{Epoch, FilesystemId, SegmentNumber, Seq, TargetBit, TargetId, WriterId};
 use crate::meta::restored::{KnownWriter, MetAgain};
 use crate::meta::shipping::{Cursor, SegmentId};
 use crate::meta::{self, Meta};
 use crate::restore::standing::{self, Standing};
 use crate::restore::{self, Source};
-use crate::target::{self, DynTarget, Existing, Kind, identity};
+use crate::target::identity::{self, Says};
+use crate::target::{self, Class, DynTarget, Existing, Kind};
+use place::Place;
 
 /// Pages of a listing that are read before it is called endless: a target in order has one short page of news.
 const PAGES_MAX: usize = 100;
@@ -123,7 +127,7 @@ impl Own {
 /// A segment that lies on the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
-    pub place: Place,
+    pub place: segment::Place,
     /// The hash and highest seq that it says, where it was read: the stored ones, and the newest.
     pub read: Option<(crate::id::Hash, Seq)>,
 }
@@ -131,8 +135,10 @@ pub struct Seen {
 /// What a target says.
 #[derive(Debug, Clone)]
 pub struct Evidence {
-    /// Whose place it says it is. The rest is looked at only if it is ours.
-    pub place: identity::Verdict,
+    /// Of itself. The rest is looked at only if it is a target of ours.
+    pub says: Says,
+    /// Its place could be made, but does not exist: a directory. Looked at only for a restored state.
+    pub vacant: bool,
     /// All writers that ever announced themselves.
     pub writers: Vec<(Epoch, WriterId)>,
     /// What the highest foreign writer at or above our epoch says of itself, if it can be read.
@@ -170,24 +176,24 @@ pub enum Verdict {
 
 /// Collects what target `name` says. Reads only. An error: it cannot be asked now.
 pub async fn gather(name: &str, target: &DynTarget, own: &Own) -> target::Result<Evidence> {
-    let expected = identity::Expectation {
-        filesystem: own.filesystem,
-        target: own.cursor.id,
-        initialised: own.cursor.initialised,
-    };
-    let place = identity::decide(identity::inspect(target.as_ref()).await, expected);
-    if let identity::Verdict::Unreachable(error) = place {
-        return Err(error);
+    let says = identity::inspect(target.as_ref()).await;
+    if let Says::Failed(error) = &says
+        && error.kind != Kind::PlaceMissing
+        && error.class != Class::Rejected
+    {
+        return Err(error.clone());
     }
-    let met = match &place {
-        identity::Verdict::Ours(found) | identity::Verdict::OtherTarget(found) if own.may_meet(found.target) => {
-            Some(found.clone())
-        }
-        identity::Verdict::Ours(_) => None,
+    let vacant = matches!(says, Says::Empty)
+        && !own.restored.is_empty()
+        && target.check_place().await.is_err_and(|error| error.kind == Kind::PlaceMissing);
+    let mut evidence =
+        Evidence { says, vacant, writers: Vec::new(), foreign: None, segments: Vec::new(), standing: None };
+    let met = match place::judge(name, own, &evidence.says, vacant) {
+        Place::Ours => None,
+        Place::ToMeet(superblock) => Some(superblock),
         // What else lies there is nothing to us.
-        _ => return Ok(Evidence { place, writers: Vec::new(), foreign: None, segments: Vec::new(), standing: None }),
+        Place::Ends(_) => return Ok(evidence),
     };
-    let mut evidence = Evidence { place, writers: Vec::new(), foreign: None, segments: Vec::new(), standing: None };
     evidence.writers = writers(target, None).await?;
     let newest_foreign = evidence.writers.iter().filter(|writer| own.is_foreign(writer)).max().copied();
     if let Some((epoch, id)) = newest_foreign {
@@ -205,9 +211,10 @@ pub async fn gather(name: &str, target: &DynTarget, own: &Own) -> target::Result
     });
     let id = own.cursor.id;
     evidence.segments = list(target, key::JOURNAL, before.as_deref(), |key| match key::parse(key) {
-        Key::Segment { epoch, writer, n } => {
-            Some(Seen { place: Place { filesystem: own.filesystem, target: id, epoch, writer, n }, read: None })
-        }
+        Key::Segment { epoch, writer, n } => Some(Seen {
+            place: segment::Place { filesystem: own.filesystem, target: id, epoch, writer, n },
+            read: None,
+        }),
         _ => None,
     })
     .await?;
@@ -228,31 +235,15 @@ pub async fn gather(name: &str, target: &DynTarget, own: &Own) -> target::Result
 
 /// Judges what target `name` says by what we know. Pure.
 pub fn decide(name: &str, own: &Own, evidence: &Evidence) -> Verdict {
-    if matches!(evidence.place, identity::Verdict::Fresh) {
-        return Verdict::Fresh;
-    }
+    let known = match place::judge(name, own, &evidence.says, evidence.vacant) {
+        Place::Ours => true,
+        Place::ToMeet(_) => false,
+        Place::Ends(verdict) => return verdict,
+    };
     if let Some(standing) = &evidence.standing
         && let Some(conflict) = lacking(name, own, standing)
     {
         return conflict;
-    }
-    if let identity::Verdict::OtherTarget(found) = &evidence.place
-        && let Some((_, other, uri)) = own.others.iter().find(|(id, ..)| *id == found.target)
-    {
-        return Verdict::Conflict {
-            reason: format!("target {name:?} has the place of target {other:?}, which is configured as {uri}"),
-            hint: format!(
-                "give each target a place of its own; if those of {name:?} and {other:?} were swapped, on the disk or by \
-                 what is mounted where, swap them back"
-            ),
-        };
-    }
-    let known = evidence.standing.is_none();
-    if let Some((reason, hint)) = evidence.place.problem(name).filter(|_| known) {
-        return match evidence.place {
-            identity::Verdict::Foreign(_) | identity::Verdict::OtherTarget(_) => Verdict::Conflict { reason, hint },
-            _ => Verdict::Blocked { reason, hint },
-        };
     }
     if let Some((epoch, writer)) = evidence.writers.iter().filter(|writer| own.is_foreign(writer)).max() {
         let who = match &evidence.foreign {
@@ -450,6 +441,7 @@ pub async fn announce(meta: &Arc<Meta>, target: &DynTarget, me: &Me, bit: Target
         // A complete checkpoint may know more than the segments, and must not look like discarded history to a restore.
         seq: built.seq.max(own.cursor.shipped_seq),
     });
+    let history = meta.history()?;
     let announcement = Writer {
         filesystem: me.filesystem,
         target: own.cursor.id,
@@ -459,6 +451,10 @@ pub async fn announce(meta: &Arc<Meta>, target: &DynTarget, me: &Me, bit: Target
         started: me.started,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         parent,
+        history: history
+            .into_iter()
+            .map(|KnownWriter { epoch, writer, seq }| Ancestor { epoch, writer, seq })
+            .collect(),
     };
     put_once(target, &announcement.key(), announcement.encode().into()).await?;
     if let Some((epoch, writer)) = fenced_by(target, &own).await? {
@@ -486,7 +482,7 @@ pub enum Failure {
 pub async fn put_once(target: &DynTarget, key: &str, body: Bytes) -> Result<(), Failure> {
     let error = match target.put(key, body.clone().into(), Existing::Refuse).await {
         Ok(()) => return Ok(()),
-        Err(error) if error.kind == Kind::Exists || error.class == target::Class::Ambiguous => error,
+        Err(error) if error.kind == Kind::Exists || error.class == Class::Ambiguous => error,
         Err(error) => return Err(error.into()),
     };
     match target.get(key, body.len() as u64).await {

@@ -1,10 +1,11 @@
 //! Contact with targets in memory: what they say, what follows, and that nothing is written before.
 
 use super::*;
-use crate::format::segment::{Builder, Encoded};
+use crate::format::segment::{Builder, Encoded, Place};
 use crate::id::{SegmentNumber, TargetId};
 use crate::meta::target::Configured;
 use crate::meta::testing::store;
+use crate::target::directory::DirectoryTarget;
 use crate::target::memory::MemoryTarget;
 use crate::testing::faulty::{Call, Fault, FaultyTarget};
 
@@ -90,6 +91,7 @@ impl World {
             started: Timestamp::new(1_763_632_800, 0).unwrap(),
             version: "0.1.0".into(),
             parent: None,
+            history: vec![],
         };
         self.target.put(&other.key(), other.encode().into(), Existing::Refuse).await.unwrap();
     }
@@ -199,6 +201,51 @@ async fn d6_a_restored_state_takes_over_a_target_that_it_meets_and_knows_it_from
 }
 
 #[tokio::test]
+async fn t1_a_restored_state_makes_no_directory_by_itself() {
+    let known = KnownWriter { epoch: Epoch(0), writer: WriterId(3), seq: Seq(9) };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x");
+    let directory: DynTarget = Arc::new(DirectoryTarget::new(&path));
+    // A new filesystem makes it.
+    let world = World { target: Arc::clone(&directory), ..World::new() };
+    assert_eq!(world.verdict().await, Verdict::Fresh);
+    let world = World { target: directory, ..never_met(&[known]).await };
+    assert!(blocked(world.verdict().await).contains("does not exist"));
+    assert!(!path.exists());
+    // Somebody made it: that is his word.
+    std::fs::create_dir(&path).unwrap();
+    assert_eq!(world.verdict().await, Verdict::Fresh);
+    // An empty bucket cannot be an unmounted disk.
+    let world = World { target: Arc::new(MemoryTarget::new()), ..world };
+    assert_eq!(world.verdict().await, Verdict::Fresh);
+}
+
+#[tokio::test]
+async fn t1_what_keeps_a_place_from_being_used_is_said() {
+    let world = World::admitted().await;
+    let refusing = |kind, class| -> DynTarget {
+        Arc::new(FaultyTarget::new(Arc::new(world.memory.clone()), move |_| Fault::Refuse(kind, class)))
+    };
+    let own = Own::of(&world.meta, bit()).unwrap();
+    for (kind, class, word) in [
+        (Kind::Denied, Class::Rejected, "rejects our credentials"),
+        (Kind::Config, Class::Rejected, "cannot be used"),
+        (Kind::PlaceMissing, Class::Rejected, "refused by the test"),
+    ] {
+        let evidence = gather(NAME, &refusing(kind, class), &own).await.unwrap();
+        assert!(blocked(decide(NAME, &own, &evidence)).contains(word));
+    }
+    // What may pass is no verdict.
+    let outage = gather(NAME, &refusing(Kind::Unreachable, Class::Temporary), &own).await;
+    assert_eq!(outage.unwrap_err().kind, Kind::Unreachable);
+    // A journal that nobody signs is not built upon.
+    let unsigned = MemoryTarget::new();
+    unsigned.objects().insert("journal/0000000001-00000001/000000000001.jsonl.zst".to_owned(), Bytes::new());
+    let world = World { target: Arc::new(unsigned), ..World::new() };
+    assert!(blocked(world.verdict().await).contains("objects under journal/ but no tandemfs.json"));
+}
+
+#[tokio::test]
 async fn t7_a_restored_state_does_not_take_over_what_it_lacks() {
     let known = KnownWriter { epoch: Epoch(0), writer: WriterId(3), seq: Seq(8) };
     let world = never_met(&[known]).await;
@@ -226,6 +273,8 @@ async fn t7_the_announcement_names_what_it_builds_on() {
     let parent = Writer::decode(&bytes, me.epoch, me.writer).unwrap().parent.unwrap();
     assert_eq!((parent.epoch, parent.writer, parent.n), (first.epoch, first.writer, SegmentNumber(1)));
     assert_eq!((parent.hash, parent.seq), (segment.hash, Seq(5)));
+    let history = Writer::decode(&bytes, me.epoch, me.writer).unwrap().history;
+    assert_eq!(history.iter().map(|ancestor| ancestor.writer).collect::<Vec<_>>(), [first.writer]);
     assert_eq!(world.verdict().await, Verdict::Ours);
 }
 

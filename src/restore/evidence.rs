@@ -110,7 +110,8 @@ pub(crate) async fn read(source: &Source, superblock: Superblock) -> Result<Evid
         });
         match decoded {
             Ok(found) => {
-                *announced = Some(Announced { host: found.host, started: found.started, parent: found.parent });
+                let Writer { host, started, parent, history, .. } = found;
+                *announced = Some(Announced { host, started, parent, history });
             }
             Err(error) => evidence.note(source, error)?,
         }

@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
-use crate::format::writer::Parent;
+use crate::format::writer::{Ancestor, Parent};
 use crate::id::{Epoch, Hash, SegmentNumber, Seq, WriterId};
 
 /// A writer that left a trace on a target.
@@ -34,6 +34,7 @@ pub(crate) struct Announced {
     pub host: String,
     pub started: Timestamp,
     pub parent: Option<Parent>,
+    pub history: Vec<Ancestor>,
 }
 
 /// Two mounts took the same highest epoch: neither history is the later one.
@@ -72,6 +73,8 @@ impl Link {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Lineage {
     pub links: Vec<Link>,
+    /// What the newest writer says of those before it, some of which may never have reached this target.
+    pub history: Vec<Ancestor>,
 }
 
 /// The newest writer of all that were seen, on whatever target; `None` if nobody ever wrote.
@@ -109,6 +112,8 @@ impl Lineage {
             seen.iter().map(|writer| ((writer.epoch, writer.writer), writer)).collect();
         let mut links: Vec<Link> = Vec::new();
         let mut next = by_id.last_key_value().map(|(id, _)| *id);
+        let newest = by_id.last_key_value().and_then(|(_, seen)| seen.announced.as_ref());
+        let history = newest.map(|announced| announced.history.clone()).unwrap_or_default();
         let mut cut: Option<Parent> = None;
         while let Some((epoch, writer)) = next {
             let announced = by_id.get(&(epoch, writer)).and_then(|seen| seen.announced.as_ref());
@@ -121,7 +126,7 @@ impl Lineage {
             cut = before;
             next = before.map(|parent| (parent.epoch, parent.writer));
         }
-        Lineage { links }
+        Lineage { links, history }
     }
 
     /// Whose segment `n` belongs to the lineage.
@@ -147,7 +152,17 @@ impl Lineage {
     /// How much of what another target holds, whose newest writer is (`epoch`, `writer`), belongs to this lineage:
     /// `None` if that writer is not in it, else the seq above which its records are discarded history.
     pub fn limit_of(&self, epoch: Epoch, writer: WriterId) -> Option<Seq> {
-        self.link(epoch, writer).map(|link| link.cut.map_or(Seq(u64::MAX), |cut| cut.seq))
+        self.known().filter(|(id, _)| *id == (epoch, writer)).map(|(_, seq)| seq).max()
+    }
+
+    /// The writers whose history this is, and up to where; the newest without end. One may come twice: where the next one on
+    /// this target went on from it, and what the newest knows of it; both are true.
+    pub fn known(&self) -> impl Iterator<Item = ((Epoch, WriterId), Seq)> {
+        let cut = |link: &Link| ((link.epoch, link.writer), link.cut.map_or(Seq(u64::MAX), |cut| cut.seq));
+        let newest = self.links.first().map(|link| link.epoch).unwrap_or_default();
+        // Epochs go up: whoever claims otherwise does not know what it speaks of.
+        let told = self.history.iter().filter(move |ancestor| ancestor.epoch < newest);
+        self.links.iter().map(cut).chain(told.map(|ancestor| ((ancestor.epoch, ancestor.writer), ancestor.seq)))
     }
 
     fn link(&self, epoch: Epoch, writer: WriterId) -> Option<&Link> {
@@ -169,7 +184,8 @@ mod tests {
             hash: Hash::of(&n.to_le_bytes()),
             seq: Seq(seq),
         });
-        let announced = Some(Announced { host: format!("host{writer}"), started: Timestamp::EPOCH, parent });
+        let announced = Announced { host: format!("host{writer}"), started: Timestamp::EPOCH, parent, history: vec![] };
+        let announced = Some(announced);
         WriterSeen { epoch: Epoch(epoch), writer: WriterId(writer), announced }
     }
 
@@ -223,6 +239,21 @@ mod tests {
         assert_eq!(lineage.limit_of(Epoch(2), WriterId(20)), Some(Seq(u64::MAX)));
         assert_eq!(lineage.limit_of(Epoch(1), WriterId(10)), Some(Seq(50)));
         assert_eq!(lineage.limit_of(Epoch(1), WriterId(11)), None);
+    }
+
+    #[test]
+    fn t7_a_writer_that_never_reached_this_target_is_known_by_what_the_newest_says() {
+        // Epoch 1 left when this target lagged, and epoch 2 wrote elsewhere only.
+        let mut newest = seen(3, 30, Some((1, 10, 5, 50)));
+        let ancestor = |epoch, writer, seq| Ancestor { epoch: Epoch(epoch), writer: WriterId(writer), seq: Seq(seq) };
+        newest.announced.as_mut().unwrap().history =
+            vec![ancestor(1, 10, 100), ancestor(2, 20, 150), ancestor(3, 31, 9)];
+        let lineage = Lineage::of(&[seen(1, 10, None), newest]);
+        assert_eq!(lineage.limit_of(Epoch(1), WriterId(10)), Some(Seq(100)));
+        assert_eq!(lineage.limit_of(Epoch(2), WriterId(20)), Some(Seq(150)));
+        assert_eq!(lineage.limit_of(Epoch(2), WriterId(21)), None);
+        assert_eq!(lineage.limit_of(Epoch(3), WriterId(31)), None, "not below the one that says it");
+        assert_eq!(lineage.limit_of(Epoch(3), WriterId(30)), Some(Seq(u64::MAX)));
     }
 
     proptest! {

@@ -471,13 +471,13 @@ fn source_row(source: &Source, judged: &Judged, run: &Run, end: &End, applied: &
 }
 
 /// Whose history was restored, and how far: what a target that is met later is compared with (T7). The sources that the
-/// newest writer reached know it; of what it went on from, the one that knows most.
+/// newest writer reached know it, and it says whose history it went on from; of several that say so, the one that knows most.
 fn known_writers(judged: &[Judged], newest: (Epoch, WriterId), head: Seq) -> Vec<KnownWriter> {
     let mut known: BTreeMap<(Epoch, WriterId), Seq> = BTreeMap::new();
     let leading = judged.iter().filter(|judged| judged.leads(newest));
-    for link in leading.flat_map(|judged| &judged.lineage.links) {
-        let seq = known.entry((link.epoch, link.writer)).or_default();
-        *seq = link.cut.map_or(head, |cut| cut.seq.min(head)).max(*seq);
+    for (id, upto) in leading.flat_map(|judged| judged.lineage.known()) {
+        let seq = known.entry(id).or_default();
+        *seq = upto.min(head).max(*seq);
     }
     known.into_iter().map(|((epoch, writer), seq)| KnownWriter { epoch, writer, seq }).collect()
 }

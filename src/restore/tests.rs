@@ -83,6 +83,7 @@ impl Made {
             started: Timestamp::EPOCH,
             version: "0".into(),
             parent,
+            history: vec![],
         };
         self.put(writer.key(), writer.encode());
     }

@@ -19,10 +19,12 @@
 //!   another `tandemfs.json` than the one seen before.
 //! - The directory itself is created by the put of `tandemfs.json` alone, and only its last component; until then it is
 //!   an empty place, provided that its parent exists.
+//! - In a mountpoint of `/etc/fstab` that stands empty no place is made: its disk is not mounted, however new the target is.
 //! - A disk can hang (a dead NFS server, a failing drive). Each call has a deadline, and a target has so many threads and no
 //!   more: those that hang are not the threads of other targets.
 //! - `put` and a `stat` that finds something promise the same: object, entry and directories are on disk.
 
+mod fstab;
 mod listing;
 mod place;
 
@@ -64,6 +66,7 @@ struct Shared {
     state: Mutex<State>,
     threads: Arc<Semaphore>,
     patience: Duration,
+    fstab: PathBuf,
     skipped: AtomicU64,
 }
 
@@ -100,7 +103,8 @@ impl DirectoryTarget {
 
     fn with_patience(path: PathBuf, patience: Duration) -> DirectoryTarget {
         let threads = Arc::new(Semaphore::new(THREADS));
-        let shared = Shared { path, state: Mutex::default(), threads, patience, skipped: AtomicU64::new(0) };
+        let state = Mutex::default();
+        let shared = Shared { path, state, threads, patience, fstab: fstab::FSTAB.into(), skipped: AtomicU64::new(0) };
         DirectoryTarget { shared: Arc::new(shared), pacer: Pacer::default() }
     }
 
@@ -318,9 +322,15 @@ impl Shared {
                 };
                 state.lost = false;
                 state.place = Some(Arc::clone(&place));
+                if state.carries == Carries::Nothing {
+                    self.refuse_unmounted(at)?;
+                }
                 Ok(Site::Held(place))
             }
-            Err(Errno::NOENT) if state.identity.is_none() && self.parent_exists() => Ok(Site::Vacant),
+            Err(Errno::NOENT) if state.identity.is_none() && self.parent_exists() => {
+                self.refuse_unmounted(at)?;
+                Ok(Site::Vacant)
+            }
             Err(error) => {
                 state.lost = state.lost || state.place.take().is_some();
                 Err(match error {
@@ -329,6 +339,14 @@ impl Shared {
                     error => at.errno(error),
                 })
             }
+        }
+    }
+
+    /// Refuses a place without identity in a mountpoint that stands empty.
+    fn refuse_unmounted(&self, at: &At) -> Result<()> {
+        match fstab::unmounted_above(&self.fstab, &self.path) {
+            Some(point) => Err(self.gone(at, &format!("{point:?} is in fstab, and nothing is mounted there"))),
+            None => Ok(()),
         }
     }
 

@@ -54,6 +54,11 @@ fn a_wrong_configuration_is_refused_with_the_place_and_the_next_step() {
             "/nowhere/secret",
         ),
         ("unknown option of the store", "[target.a]\nuri = \"s3://bucket?regoin=x\"\n".to_owned(), "regoin"),
+        (
+            "two targets of one name",
+            format!("[target.a]\n{target}\n[target.a]\nuri = \"fs:///elsewhere\"\n"),
+            "config.toml:3",
+        ),
         ("two targets in one place", format!("[target.a]\n{target}\n[target.b]\n{target}\n"), "same place"),
         ("chunk size", format!("chunk_size = \"5 MiB\"\n[target.a]\n{target}\n"), "chunk_size"),
     ] {

@@ -8,6 +8,8 @@ mod cache;
 mod damage;
 mod everyday;
 mod examples;
+mod fencing;
+mod fixtures;
 mod interruption;
 mod outage;
 mod programs;

@@ -36,6 +36,33 @@ async fn t10_only_the_identity_object_creates_the_directory_and_only_its_last_co
 }
 
 #[tokio::test]
+async fn t1_no_place_is_made_in_a_mountpoint_that_stands_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    std::fs::create_dir(root.join("disk")).unwrap();
+    let fstab = root.join("fstab");
+    std::fs::write(&fstab, format!("/dev/sdz9 {} ext4\n", root.join("disk").display())).unwrap();
+    for path in [root.join("disk"), root.join("disk/x")] {
+        let mut target = DirectoryTarget::new(&path);
+        Arc::get_mut(&mut target.shared).unwrap().fstab = fstab.clone();
+        let refused = target.get(IDENTITY, 100).await.unwrap_err();
+        assert_eq!(refused.kind, Kind::PlaceMissing);
+        assert!(refused.message.contains("nothing is mounted there"), "{}", refused.message);
+        assert_eq!(put(&target, IDENTITY, "{}").await.unwrap_err().kind, Kind::PlaceMissing);
+        assert!(!path.join(IDENTITY).exists());
+        // A place that was made there while it was no mountpoint still counts.
+        std::fs::write(&fstab, "").unwrap();
+        put(&target, IDENTITY, "{}").await.unwrap();
+        std::fs::write(&fstab, format!("/dev/sdz9 {} ext4\n", root.join("disk").display())).unwrap();
+        assert_eq!(target.get(IDENTITY, 100).await.unwrap(), "{}");
+        std::fs::remove_file(path.join(IDENTITY)).unwrap();
+        if path != root.join("disk") {
+            std::fs::remove_dir_all(&path).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
 async fn t10_an_initialised_place_that_vanished_is_never_created_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x");
