@@ -63,7 +63,7 @@ pub fn check(places: &[Place]) -> Result<(), Error> {
             } else {
                 continue;
             };
-            let same = inner.path == outer.path || (inner.id.is_some() && inner.id == outer.id);
+            let same = a.inside(b) && b.inside(a);
             let relation = if same { "is the same directory as" } else { "lies in" };
             return Err(Error::new(
                 ErrorKind::Usage,

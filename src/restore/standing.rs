@@ -41,6 +41,9 @@ pub enum Standing {
         met: MetAgain,
         /// The highest change of each writer that counts and was seen; a checkpoint counts as one of its signer.
         changes: Vec<KnownWriter>,
+        /// Whose history it is, newest first. Each went on from the next one, so a change that counts is part of the history
+        /// of every writer before its own.
+        lineage: Vec<(Epoch, WriterId)>,
     },
     /// Something that decides cannot be read or proved, and why.
     Unproven(String),
@@ -61,11 +64,15 @@ pub enum Verdict {
 pub fn judge(standing: &Standing, known: &[KnownWriter]) -> Verdict {
     match standing {
         Standing::Unproven(why) => Verdict::Unknown(why.clone()),
-        Standing::Read { changes, .. } => {
+        Standing::Read { changes, lineage, .. } => {
             let held = |change: &&KnownWriter| {
-                known.iter().any(|known| {
-                    (known.epoch, known.writer) == (change.epoch, change.writer) && change.seq <= known.seq
-                })
+                let own = (change.epoch, change.writer);
+                let heirs = lineage.iter().take_while(|id| **id != own);
+                let holds = |id: &(Epoch, WriterId)| {
+                    known.iter().any(|known| (known.epoch, known.writer) == *id && change.seq <= known.seq)
+                };
+                // Of one that is not in the lineage nobody is an heir.
+                holds(&own) || (lineage.contains(&own) && heirs.into_iter().any(holds))
             };
             match changes.iter().filter(|change| !held(change)).map(|change| change.seq).max() {
                 Some(seq) => Verdict::Ahead(seq),
@@ -184,7 +191,8 @@ fn standing(judged: &Judged, run: &Run, walked: Walked) -> Standing {
         checkpoints: super::checkpoint_rows(judged, Seq(u64::MAX)),
         discarded: super::discarded(judged, walked.last.map(|(place, _)| place), &walked.unfinished),
     };
-    Standing::Read { met, changes }
+    let lineage = judged.lineage.links.iter().map(|link| (link.epoch, link.writer)).collect();
+    Standing::Read { met, changes, lineage }
 }
 
 #[cfg(test)]
@@ -205,7 +213,25 @@ mod tests {
             checkpoints: vec![],
             discarded: vec![],
         };
-        Standing::Read { met, changes: changes.to_vec() }
+        Standing::Read { met, changes: changes.to_vec(), lineage: vec![] }
+    }
+
+    #[test]
+    fn t7_what_a_known_writer_went_on_from_is_held_too() {
+        // The state knows nothing of epoch 1, but epoch 2 went on from it here, and the state holds that up to 60.
+        let read = |changes: &[KnownWriter]| match holds(changes) {
+            Standing::Read { met, changes, .. } => {
+                let lineage = vec![(Epoch(2), WriterId(20)), (Epoch(1), WriterId(10))];
+                Standing::Read { met, changes, lineage }
+            }
+            unproven => unproven,
+        };
+        let known = [writer(2, 20, 60)];
+        assert_eq!(judge(&read(&[writer(1, 10, 50), writer(2, 20, 60)]), &known), Verdict::Behind);
+        assert_eq!(judge(&read(&[writer(1, 10, 61)]), &known), Verdict::Ahead(Seq(61)));
+        assert_eq!(judge(&read(&[writer(3, 30, 50)]), &known), Verdict::Ahead(Seq(50)), "not of this lineage");
+        // An heir knows what it went on from, not the other way round.
+        assert_eq!(judge(&read(&[writer(2, 20, 5)]), &[writer(1, 10, 50)]), Verdict::Ahead(Seq(5)));
     }
 
     #[test]
