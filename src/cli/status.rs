@@ -153,6 +153,8 @@ fn attention_text(attention: &status::Attention) -> String {
         AttentionKind::Void => "lost its newest content to a power cut",
         AttentionKind::Quarantine => "in quarantine",
         AttentionKind::Damaged => "damaged",
+        AttentionKind::Late => "not acknowledged in time",
+        AttentionKind::Unsealed => "not readable from the local disk",
     };
     let which = match (&attention.path, attention.inode) {
         (Some(path), _) => path.clone(),

@@ -192,12 +192,7 @@ impl Reader<'_> {
             _ => self.string(value)?.to_owned(),
         };
         match text.parse() {
-            Ok(policy @ (Policy::Cached | Policy::Local)) => Ok(policy),
-            Ok(policy) => {
-                let error = Error::new(format!("acknowledgement policy \"{policy}\" is not built yet"));
-                let hint = "use \"cached\" or \"local\", and `tandemfs flush --wait` where a target must have it";
-                Err(self.at(value.span(), error.hint(hint)))
-            }
+            Ok(policy) => Ok(policy),
             Err(error) => {
                 let known = ["cached", "local", "one", "quorum", "all"];
                 let hint = suggest::nearest(&text, known).map(|near| format!("did you mean {near:?}?"));

@@ -26,7 +26,8 @@
 //! | `rotate`, `rotate_synced` | `"60s"`, `"2s"` | open files are committed too (O8) |
 //! | `shutdown_timeout` | `"30s"` | draining after SIGTERM (D7) |
 //! | `cache.limit`, `cache.reserve` | the disk, `"512 MiB"` | local space (D2) |
-//! | `acknowledge.close`, `.fsync`, `.deadline` | `"cached"`, `"local"`, `"60s"` | D3; the deadline is checked, and fixed at 60 s so far |
+//! | `acknowledge.close`, `.fsync` | `"cached"`, `"local"` | `cached`, `local`, `one`, `quorum`, a number, `all` (D3); a directory may say otherwise: `user.tandemfs.policy` |
+//! | `acknowledge.deadline` | `"60s"` | then `close` fails with `EIO`, `fsync` with `ETIMEDOUT`; the data stays queued |
 //! | `target.NAME.uri` | required | `fs:///path`, `s3://bucket/prefix?option=value` … |
 //! | `target.NAME.read_priority` | `0` | the lower is read first |
 //! | `target.NAME.concurrency` | found out | transfers at the same time |
@@ -45,7 +46,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::error::{Error, Place, Result};
-pub use self::policy::Policy;
+pub use self::policy::{Policy, Stated};
 pub use self::target::{Location, TargetConfig, build};
 use crate::target::pace::Schedule;
 
@@ -89,14 +90,20 @@ pub struct Cache {
 }
 
 /// Acknowledgement policies (D3).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Acknowledge {
     /// When `close` may return.
     pub close: Policy,
     /// When `fsync` may return.
     pub fsync: Policy,
-    /// They shall return an error after this long; the data stays queued. Not used yet: it is always 60 s.
+    /// They return an error after this long; the data stays queued.
     pub deadline: Duration,
+}
+
+impl Default for Acknowledge {
+    fn default() -> Acknowledge {
+        Acknowledge { close: Policy::Cached, fsync: Policy::Local, deadline: Duration::from_secs(60) }
+    }
 }
 
 impl Default for Config {
@@ -107,7 +114,7 @@ impl Default for Config {
             state_dir: None,
             chunk_size: 4 << 20,
             cache: Cache { limit: None, reserve: 512 << 20 },
-            acknowledge: Acknowledge { close: Policy::Cached, fsync: Policy::Local, deadline: Duration::from_secs(60) },
+            acknowledge: Acknowledge::default(),
             rotate: Duration::from_secs(60),
             rotate_synced: Duration::from_secs(2),
             shutdown_timeout: Duration::from_secs(30),
@@ -142,6 +149,15 @@ impl Config {
 
     fn checked(self) -> Result<Config> {
         place::check(&self.targets)?;
+        let Acknowledge { close, fsync, .. } = self.acknowledge;
+        for (key, policy) in [("close", close), ("fsync", fsync)] {
+            if let Policy::Targets(count) = policy
+                && count as usize > self.targets.len()
+            {
+                let message = format!("acknowledge.{key} wants {count} targets, and there are {}", self.targets.len());
+                return Err(Error::new(message).hint("no call could ever succeed; \"all\" means as many as there are"));
+            }
+        }
         Ok(self)
     }
 }

@@ -109,8 +109,10 @@ fn errors_name_the_line_and_the_nearest_key() {
             "acknowledge.close = \"lokal\"",
             "t.toml:1:21: \"lokal\" is no acknowledgement policy | did you mean \"local\"?",
         ),
-        ("acknowledge.fsync = \"quorum\"", "t.toml:1:21: acknowledgement policy \"quorum\" is not built yet | use"),
-        ("acknowledge.fsync = 2", "t.toml:1:21: acknowledgement policy \"2\" is not built yet"),
+        (
+            "acknowledge.fsync = 2\n[target.a]\nuri = \"memory://a\"",
+            "acknowledge.fsync wants 2 targets, and there are 1 | no call could ever succeed",
+        ),
         ("[target.a]\nregion = \"r\"", "t.toml:1:9: target \"a\" has no uri | add uri = "),
         ("[target.\"a b\"]\nuri = \"fs:///x\"", "t.toml:2:7: \"a b\" is no name for a target"),
         ("[target.a]\nuri = \"s4://b\"", "t.toml:2:7: s4:// is no kind of target | did you mean \"s3\"?"),

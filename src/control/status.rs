@@ -155,6 +155,10 @@ pub enum AttentionKind {
     Quarantine,
     /// Bytes that match their checksum nowhere.
     Damaged,
+    /// A `close` or `fsync` failed because too few targets had the file in time; it stays queued (D3).
+    Late,
+    /// The local disk does not give the bytes of a closed file (D3).
+    Unsealed,
 }
 
 /// Local bytes of chunk files.

@@ -26,6 +26,7 @@ use super::io;
 use super::session::Options;
 use crate::meta::namespace::NAME_MAX;
 use crate::meta::xattr::SetMode;
+use crate::vfs::acknowledge::Flushed;
 use crate::vfs::attr::SetAttributes;
 use crate::vfs::rename::RenameMode;
 use crate::vfs::{Attributes, Caller, Result, Vfs, statfs};
@@ -59,13 +60,11 @@ pub(super) struct Adapter {
     pub(super) panics: Arc<AtomicU64>,
     /// The kernel needs no OPENDIR: it caches listings and drops them when it changes a directory itself.
     no_opendir: bool,
-    sync_at_close: bool,
 }
 
 impl Adapter {
     pub(super) fn new(vfs: Arc<Vfs>, options: &Options, panics: Arc<AtomicU64>) -> Adapter {
-        let (runtime, sync_at_close) = (options.runtime.clone(), options.sync_at_close);
-        Adapter { vfs, runtime, panics, no_opendir: false, sync_at_close }
+        Adapter { vfs, runtime: options.runtime.clone(), panics, no_opendir: false }
     }
 
     /// Runs one operation; a panic in it is an input/output error and counted.
@@ -91,15 +90,14 @@ impl Adapter {
         }
     }
 
-    /// For operations that wait for the disk: they must not take a request's thread away from the others.
+    /// For operations that wait for the disk or for targets: they must not take a request's thread away from the others.
     fn reply_empty_later(
         &self,
         operation: &'static str,
         reply: ReplyEmpty,
-        body: impl FnOnce(&Vfs) -> Result<()> + Send + 'static,
+        work: impl Future<Output = Result<()>> + Send + 'static,
     ) {
-        let (vfs, panics) = (self.vfs.clone(), self.panics.clone());
-        self.runtime.spawn_blocking(move || match catch(&panics, operation, || body(&vfs)) {
+        self.later(operation, work, move |done| match done {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(error)),
         });
@@ -335,11 +333,14 @@ impl Filesystem for Adapter {
         self.reply_write(inode(ino), handle.0, offset, data, kill_set_ids, reply);
     }
 
-    fn flush(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        if self.sync_at_close {
-            self.reply_empty_later("flush", reply, move |vfs| vfs.flush_synced(inode(ino)));
-        } else {
-            self.reply_empty("flush", reply, |vfs| vfs.flush(inode(ino)));
+    fn flush(&self, _request: &Request, ino: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        let ino = inode(ino);
+        match self.run("flush", |vfs| vfs.flush_now(ino, handle.0)) {
+            Ok(Flushed::Done) => reply.ok(),
+            Ok(Flushed::Later(policy)) => {
+                self.reply_empty_later("flush", reply, self.vfs.clone().flush_later(ino, policy));
+            }
+            Err(errno) => reply.error(errno),
         }
     }
 
@@ -357,7 +358,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.reply_empty_later("fsync", reply, move |vfs| vfs.fsync(inode(ino)));
+        self.reply_empty_later("fsync", reply, self.vfs.clone().fsync_later(inode(ino)));
     }
 
     fn fallocate(
@@ -463,7 +464,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.reply_empty_later("fsyncdir", reply, move |vfs| vfs.sync_directory(inode(ino)));
+        self.reply_empty_later("fsyncdir", reply, self.vfs.clone().fsync_directory_later(inode(ino)));
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {

@@ -75,7 +75,7 @@ impl Adapter {
     }
 
     /// Answers when `work` is done, from a task.
-    fn later<T: Send + 'static>(
+    pub(super) fn later<T: Send + 'static>(
         &self,
         operation: &'static str,
         work: impl Future<Output = Result<T>> + Send + 'static,

@@ -25,8 +25,6 @@ pub struct Options {
     pub mount: MountOptions,
     /// Runs what must not hold up a request's thread: reads that fetch, syncs.
     pub runtime: tokio::runtime::Handle,
-    /// `close(2)` returns only when what was written is on disk (D3, `close = "local"`).
-    pub sync_at_close: bool,
 }
 
 /// A filesystem that is mounted.

@@ -95,6 +95,23 @@ impl Meta {
         })
     }
 
+    /// Up to `limit` chunks of the committed content of `ino` that some pinning target lacks, in the order of their ids; with
+    /// the mask of targets that hold them.
+    pub fn chunks_lacking(&self, ino: InodeId, limit: usize) -> Result<Vec<(ChunkTodo, u64)>> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached(
+                "SELECT DISTINCT c.id, c.hash, c.length, c.placed FROM inode i JOIN extent e ON e.manifest = i.manifest \
+                 JOIN chunk c ON c.id = e.chunk WHERE i.ino = ?1 AND c.incomplete = 1 ORDER BY c.id LIMIT ?2",
+            )?;
+            let rows = statement.query_map(params![ino, limit as i64], |row| {
+                let chunk =
+                    ChunkTodo { id: row.get(0)?, hash: row.get(1)?, length: row.get::<_, i64>(2)?.max(0) as u64 };
+                Ok((chunk, row.get::<_, i64>(3)? as u64))
+            })?;
+            rows.map(|row| Ok(row?)).collect()
+        })
+    }
+
     /// Up to `limit` chunks that files refer to and that have no bytes on this machine, after `after`, by id; with the mask
     /// of targets that hold them.
     pub fn chunks_elsewhere(&self, after: ChunkId, limit: usize) -> Result<Vec<(ChunkTodo, u64)>> {

@@ -17,6 +17,7 @@ use crate::clock::Timestamp;
 use crate::format::record::{Change, VoidReason};
 use crate::format::segment::Encoded;
 use crate::id::{Epoch, Hash, SegmentNumber, Seq, TargetBit, TargetId, WriterId};
+use crate::replication::ack::Holds;
 
 /// Rows dropped in one transaction: well below the 2 ms that a background transaction may hold the writer (D8).
 const TRIM_ROWS: usize = 500;
@@ -79,6 +80,34 @@ impl Meta {
     /// How far target `bit` is.
     pub fn cursor(&self, bit: TargetBit) -> Result<Cursor> {
         self.read(|conn| cursor(conn, bit))
+    }
+
+    /// Which records target `bit` has; `None` while segments are on their way to it: they are of the position already, and
+    /// not of the target.
+    pub fn holds(&self, bit: TargetBit) -> Result<Option<Holds>> {
+        self.read(|conn| {
+            let row = conn
+                .prepare_cached(
+                    "SELECT position, shipped_seq, mode, EXISTS (SELECT 1 FROM segment WHERE bit = ?1) FROM target \
+                     WHERE bit = ?1",
+                )?
+                .query_row([bit], |row| {
+                    Ok((row.get::<_, Seq>(0)?, row.get::<_, Seq>(1)?, row.get::<_, String>(2)?, row.get::<_, bool>(3)?))
+                })?;
+            let (position, low_water, mode, on_its_way) = row;
+            if mode == "resync" {
+                // It takes no records: it has what its last whole point has.
+                return Ok(Some(Holds::up_to(low_water)));
+            }
+            if on_its_way {
+                return Ok(None);
+            }
+            let deferred = conn
+                .prepare_cached("SELECT seq FROM deferred WHERE bit = ?1 ORDER BY seq")?
+                .query_map([bit], |row| row.get(0))?
+                .collect::<rusqlite::Result<Vec<Seq>>>()?;
+            Ok(Some(Holds { low_water, position: position.max(low_water), deferred: deferred.into() }))
+        })
     }
 
     /// Stores segments that follow on the newest one built, with the position and the deferred records after them, and
@@ -450,6 +479,22 @@ mod tests {
         assert_eq!(cursor.confirmed, cursor.built);
         assert_eq!((cursor.segment_count, cursor.segment_bytes), (2, (first.body.len() + second.body.len()) as u64));
         assert_eq!(meta.next_unconfirmed(bit(0)).unwrap(), None);
+    }
+
+    #[test]
+    fn d3_a_target_has_a_record_only_once_its_segment_is_confirmed() {
+        let (_dir, meta) = store();
+        followers(&meta, &["a"]);
+        assert_eq!(meta.holds(bit(0)).unwrap(), Some(Holds::up_to(Seq(0))));
+        let first = segment(&meta, bit(0), &[1, 3], 1);
+        meta.store_segments(bit(0), &[first], Seq(3), &[Seq(2)]).unwrap();
+        assert_eq!(meta.holds(bit(0)).unwrap(), None, "it is of the position, and not there");
+        meta.confirm_segment(bit(0), SegmentNumber(1)).unwrap();
+        let holds = meta.holds(bit(0)).unwrap().unwrap();
+        assert_eq!([1, 2, 3, 4].map(|seq| holds.has(Seq(seq))), [true, false, true, false]);
+        assert_eq!([1, 2].map(|seq| holds.has_all(Seq(seq))), [true, false]);
+        meta.set_target_mode(bit(0), Mode::Resync, None).unwrap();
+        assert_eq!(meta.holds(bit(0)).unwrap(), Some(Holds::up_to(Seq(1))));
     }
 
     #[test]

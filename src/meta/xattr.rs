@@ -11,6 +11,7 @@ use super::acl::{self, Acl};
 use super::inode::Inode;
 use super::{Meta, Result, Tx};
 use crate::clock::Timestamp;
+use crate::config::Stated;
 use crate::format::record::Change;
 use crate::id::InodeId;
 
@@ -94,11 +95,25 @@ fn check_name(name: &[u8]) -> Result<()> {
     }
 }
 
-/// A policy is one of the words of an acknowledgement policy, or a number of targets.
+/// A policy is what [`Stated`] can read.
 fn check_policy(value: &[u8]) -> Result<()> {
-    let word = matches!(value, b"cached" | b"local" | b"one" | b"quorum" | b"all");
-    let number = std::str::from_utf8(value).is_ok_and(|text| text.parse().is_ok_and(|n: u8| (1..=62).contains(&n)));
-    if word || number { Ok(()) } else { Err(Errno::INVAL.into()) }
+    let stated = std::str::from_utf8(value).ok().and_then(|text| text.parse::<Stated>().ok());
+    stated.map(drop).ok_or_else(|| Errno::INVAL.into())
+}
+
+impl Meta {
+    /// The acknowledgement policies that files and directories state. One that cannot be read (another version wrote it)
+    /// states nothing.
+    pub fn stated_policies(&self) -> Result<Vec<(InodeId, Stated)>> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached("SELECT ino, value FROM xattr WHERE name = ?1")?;
+            let rows = statement.query_map([POLICY], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+            let stated = |value: Vec<u8>| std::str::from_utf8(&value).ok()?.parse().ok();
+            rows.filter_map(|row| row.map(|(ino, value)| Some((ino, stated(value)?))).transpose())
+                .map(|row| Ok(row?))
+                .collect()
+        })
+    }
 }
 
 impl Tx<'_> {

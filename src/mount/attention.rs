@@ -15,9 +15,10 @@ use crate::meta::Meta;
 use crate::read::Fetcher;
 use crate::recovery::strays::Quarantined;
 use crate::replication::source::Finding;
+use crate::write::trouble::{Trouble, Troubles};
 
 /// Of each kind at most so many are named.
-const NAMED_MAX: usize = 100;
+pub(super) const NAMED_MAX: usize = 100;
 
 /// What was noticed.
 pub struct Noticed {
@@ -118,6 +119,30 @@ impl Noticed {
     }
 }
 
-fn attention(kind: AttentionKind, hint: String) -> Attention {
+/// Closed files whose bytes the local disk does not give (D3).
+pub fn troubles(meta: &Meta, troubles: &Troubles) -> Vec<Attention> {
+    let now = clock::instant();
+    let said = |(ino, trouble): (InodeId, Trouble)| Attention {
+        path: path_of(meta, ino),
+        inode: Some(ino.0),
+        since_seconds: Some(now.since(trouble.since).as_secs()),
+        ..attention(
+            AttentionKind::Unsealed,
+            format!(
+                "its newest content cannot be read from the local disk: {}; it is tried again; look at the disk, and write \
+                 the file again",
+                trouble.message
+            ),
+        )
+    };
+    troubles.all().into_iter().take(NAMED_MAX).map(said).collect()
+}
+
+/// The path of an inode that has one.
+pub(super) fn path_of(meta: &Meta, ino: InodeId) -> Option<String> {
+    meta.path_of(ino).ok().flatten().map(|path| String::from_utf8_lossy(&path).into_owned())
+}
+
+pub(super) fn attention(kind: AttentionKind, hint: String) -> Attention {
     Attention { kind, path: None, inode: None, bytes: None, since_seconds: None, hint }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::acknowledge::{Acknowledging, Late};
 use super::attention::Noticed;
 use super::background::Readiness;
 use super::bandwidth::Bandwidth;
@@ -36,7 +37,7 @@ use crate::chunk::file::ChunkFiles;
 use crate::chunk::open::OpenFiles;
 use crate::chunk::space::{Limits, Space};
 use crate::clock;
-use crate::config::{Config, Policy};
+use crate::config::Config;
 use crate::control::registry::{Entry, Registered, Registry};
 use crate::control::server::Server;
 use crate::control::{Error, ErrorKind, Unmounted, Wait};
@@ -48,6 +49,7 @@ use crate::read::{Fetcher, Reader, Source};
 use crate::recovery::{self, strays};
 use crate::replication::contact::{self, Asked};
 use crate::vfs::Vfs;
+use crate::vfs::acknowledge::Policies;
 use crate::write::pipeline::Pipeline;
 use crate::write::slots::Rotation;
 use crate::write::{self, Files};
@@ -190,9 +192,17 @@ impl Daemon {
             Replication::start(&meta, &files, replicas).map_err(internal)?
         };
         let noticed = Noticed::new(report.lost, fetcher);
-        let live =
-            Arc::new(Live { meta: meta.clone(), files: files.clone(), space: space.clone(), replication, noticed });
+        let live = Arc::new(Live {
+            meta: meta.clone(),
+            files: files.clone(),
+            space: space.clone(),
+            replication,
+            noticed,
+            late: Late::default(),
+        });
         vfs.answer_targets(Box::new(Attribute(live.clone())));
+        let policies = Policies::load(config.acknowledge, &meta).map_err(internal)?;
+        vfs.acknowledge_by(policies, Box::new(Acknowledging(live.clone())));
         let tasks = start_tasks(&runtime, &config, &live, &evictor, bandwidth).map_err(threads_failed)?;
 
         let ending = Arc::new(Ending::new(if read_only { Duration::ZERO } else { config.shutdown_timeout }));
@@ -204,11 +214,7 @@ impl Daemon {
         let mut mount = options.fuse.mount.clone();
         mount.source = meta.filesystem_text("name").map_err(internal)?;
         mount.read_only |= read_only;
-        let session_options = fuse::session::Options {
-            mount,
-            runtime: runtime.handle().clone(),
-            sync_at_close: config.acknowledge.close == Policy::Local,
-        };
+        let session_options = fuse::session::Options { mount, runtime: runtime.handle().clone() };
         let session = fuse::Session::start(vfs, &mountpoint, &session_options).map_err(mount_failed(&mountpoint))?;
         let registered = Registry::of_user()
             .register(&Entry {

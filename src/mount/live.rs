@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::acknowledge::Late;
 use super::answers;
 use super::attention::Noticed;
 use super::parts::{Dirty, Parts};
@@ -22,6 +23,7 @@ pub struct Live {
     pub space: Arc<Space>,
     pub replication: Replication,
     pub noticed: Noticed,
+    pub late: Late,
 }
 
 impl Parts for Live {
@@ -69,7 +71,10 @@ impl Parts for Live {
 
     fn attention(&self) -> Vec<Attention> {
         let (findings, count) = self.replication.findings();
-        self.noticed.attention(&self.meta, &findings, count)
+        let mut all = self.noticed.attention(&self.meta, &findings, count);
+        all.extend(self.late.attention(self));
+        all.extend(super::attention::troubles(&self.meta, self.files.troubles()));
+        all
     }
 }
 

@@ -4,6 +4,7 @@
 //! to `control`.
 //! Does not own: what the parts do.
 
+pub mod acknowledge;
 pub mod answers;
 pub mod attention;
 pub mod background;

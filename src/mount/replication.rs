@@ -6,12 +6,15 @@
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::clock;
 use crate::control::status::Health;
 use crate::id::{Seq, TargetBit};
+use crate::meta::placement::ChunkTodo;
 use crate::meta::{Meta, Result};
+use crate::replication::ack::Holds;
 use crate::replication::checkpoint::{CheckpointTarget, Checkpointer, Thresholds};
 use crate::replication::contact::{Asked, Me};
 use crate::replication::driver::{self, Driver, DriverTarget};
@@ -19,7 +22,7 @@ use crate::replication::gate::{Gate, GateWatch, gate};
 use crate::replication::health::State;
 use crate::replication::planner::View;
 use crate::replication::selection::Order;
-use crate::replication::shipper::{Pace, Shared, Shipper};
+use crate::replication::shipper::{Pace, Progress, Shared, Shipper, Waiting};
 use crate::replication::source::Finding;
 use crate::write::Files;
 
@@ -161,6 +164,33 @@ impl Replication {
             tokio::spawn(async move { _ = shipper.shipped(seq).await })
         };
         Box::new(Hurrying(self.shippers.read().iter().map(wait).collect()))
+    }
+
+    /// While the guards live, no record waits for company on any target (T2).
+    pub fn hurry_shippers(&self) -> Vec<Waiting> {
+        self.shippers.read().iter().map(|shipper| shipper.hurry()).collect()
+    }
+
+    /// Lets every shipper look at once for what can go.
+    pub fn ship_now(&self) {
+        self.shippers.read().iter().for_each(|shipper| shipper.ship_now());
+    }
+
+    /// Which records a target has; `None` if this mount does not ship to it.
+    pub fn holds(&self, bit: TargetBit) -> Option<Holds> {
+        Some(self.shippers.read().iter().find(|shipper| shipper.bit() == bit)?.progress().holds)
+    }
+
+    /// Tells of each change of what targets have.
+    pub fn watch(&self) -> Vec<watch::Receiver<Progress>> {
+        self.shippers.read().iter().map(|shipper| shipper.watch()).collect()
+    }
+
+    /// Sends chunks before others, to each target that lacks them; beside each the mask of targets that have it.
+    pub fn send_first(&self, chunks: &[(ChunkTodo, u64)]) {
+        if let Some(driver) = &self.driver {
+            driver.await_chunks(chunks);
+        }
     }
 
     /// Takes the checkpoints that are due at the end of a mount (T3); the caller bounds the time.

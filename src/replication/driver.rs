@@ -30,7 +30,7 @@ use crate::chunk::file::ChunkFiles;
 use crate::clock::{self, Instant};
 use crate::format::key;
 use crate::id::{ChunkId, TargetBit};
-use crate::meta::placement::Tally;
+use crate::meta::placement::{ChunkTodo, Tally};
 use crate::meta::{Error, Meta, Result};
 use crate::target::{Class, DynTarget, Kind};
 
@@ -169,6 +169,19 @@ impl Driver {
     /// Tells of each transaction that set placement bits.
     pub fn placed_changed(&self) -> watch::Receiver<u64> {
         self.placed.clone()
+    }
+
+    /// Sends chunks that an acknowledgement waits for before others, to each target that lacks them; beside each chunk the
+    /// mask of targets that have it.
+    pub fn await_chunks(&self, chunks: &[(ChunkTodo, u64)]) {
+        for peer in &self.uploader.peers {
+            let lacks = |(chunk, placed): &(ChunkTodo, u64)| (placed & peer.bit.mask() == 0).then_some(*chunk);
+            let lacking: Vec<ChunkTodo> = chunks.iter().filter_map(lacks).collect();
+            if !lacking.is_empty() {
+                // An error means that the driver has stopped: nobody waits for long then.
+                let _ = self.events.send((peer.bit, TargetEvent::Awaited(lacking)));
+            }
+        }
     }
 
     /// Pauses a target, or lets it go on.

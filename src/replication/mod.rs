@@ -8,6 +8,7 @@
 //!                          ▲───────────events──────────┘         └─▶ placement bits ──▶ shipper ──▶ segments
 //! ```
 
+pub mod ack;
 #[cfg(test)]
 mod backlog_tests;
 pub mod backoff;

@@ -64,6 +64,8 @@ pub enum TargetEvent {
     Loaded(TodoPage),
     /// The store could not give the page.
     LoadFailed,
+    /// An acknowledgement waits for these chunks, which the target lacked a moment ago (D3).
+    Awaited(Vec<ChunkTodo>),
     /// A put succeeded.
     Sent(ChunkId),
     /// A put or check failed.
@@ -200,6 +202,7 @@ impl TargetState {
             TargetEvent::Gate(gate) => self.gate = gate,
             TargetEvent::Loaded(page) => self.queue.loaded(now, &page),
             TargetEvent::LoadFailed => self.queue.load_failed(now),
+            TargetEvent::Awaited(chunks) => self.queue.awaited(now, &chunks),
             TargetEvent::Sent(chunk) => {
                 self.answered(now);
                 return self.queue.confirmed(chunk).map(Effect::Confirm);

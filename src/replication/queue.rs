@@ -12,6 +12,7 @@
 //!                             └──── parked ◀─ no source ─┘
 //! ```
 //!
+//! - A chunk that an acknowledgement waits for changes to a lane of its own, or comes straight into it (D3).
 //! - A chunk is in exactly one of these places, so it has one flight per target.
 //! - The window is filled from the store in order of ids: nothing has to be rebuilt at a restart (T6). A page may have been
 //!   read before a placement was recorded; what was settled while it was being read is left out of it.
@@ -28,6 +29,9 @@ use crate::meta::placement::{ChunkTodo, TodoPage};
 /// A lane of the queue, in order of precedence. FIFO in a lane; whatever has waited too long goes first, from any lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
+    /// Chunks that an acknowledgement waits for (D3). Every second start is theirs, however old the others are: what has
+    /// waited too long would else go before them as long as there is any of it.
+    Awaited,
     /// Chunks that cost a request rather than bandwidth.
     Small,
     /// Everything else.
@@ -111,6 +115,8 @@ pub struct Queue {
     parked_until: Instant,
     walk: Walk,
     cursor: ChunkId,
+    /// The last start was of an awaited chunk.
+    awaited_last: bool,
     /// The walk missed something behind its cursor and begins anew then.
     rewind_at: Option<Instant>,
 }
@@ -120,7 +126,7 @@ impl Queue {
     pub fn new(bounds: Bounds) -> Queue {
         Queue {
             bounds,
-            lanes: [(Lane::Small, BTreeMap::new()), (Lane::Bulk, BTreeMap::new())].into(),
+            lanes: [Lane::Awaited, Lane::Small, Lane::Bulk].map(|lane| (lane, BTreeMap::new())).into(),
             sending: BTreeMap::new(),
             sending_bytes: 0,
             confirming: BTreeMap::new(),
@@ -128,6 +134,7 @@ impl Queue {
             parked_until: Instant::default(),
             walk: Walk::More,
             cursor: ChunkId(0),
+            awaited_last: false,
             rewind_at: None,
         }
     }
@@ -209,6 +216,25 @@ impl Queue {
         }
     }
 
+    /// Somebody waits for these chunks, which the target lacked a moment ago. They need not be in the window: of those that
+    /// the walk has not come to, as many are taken as the lane has room for. One behind the walk that is in no lane is
+    /// settled by now.
+    pub fn awaited(&mut self, now: Instant, chunks: &[ChunkTodo]) {
+        for chunk in chunks {
+            let job = match self.lanes.values_mut().find_map(|jobs| jobs.remove(&chunk.id)) {
+                Some(job) => job,
+                None if chunk.id <= self.cursor || self.knows(chunk.id) => continue,
+                None if self.lane(Lane::Awaited).len() >= self.bounds.window => continue,
+                None => Job { chunk: *chunk, queued: now, doubtful: false },
+            };
+            self.lanes.entry(Lane::Awaited).or_default().insert(job.chunk.id, job);
+        }
+    }
+
+    fn lane(&self, lane: Lane) -> &BTreeMap<ChunkId, Job> {
+        self.lanes.get(&lane).expect("every lane is made with the queue")
+    }
+
     /// The page could not be read.
     pub fn load_failed(&mut self, now: Instant) {
         assert!(matches!(self.walk, Walk::Loading { .. }), "a page failed that nobody asked for");
@@ -220,6 +246,11 @@ impl Queue {
         if self.confirming.len() >= self.bounds.confirming {
             return None;
         }
+        if !self.awaited_last
+            && let Some(job) = self.lane(Lane::Awaited).values().next()
+        {
+            return Some(job);
+        }
         let heads = || self.lanes.values().filter_map(|lane| lane.values().next());
         let oldest = heads().min_by_key(|job| (job.queued, job.chunk.id))?;
         if now.since(oldest.queued) > self.bounds.age_max { Some(oldest) } else { heads().next() }
@@ -227,8 +258,12 @@ impl Queue {
 
     /// Takes a waiting job into flight.
     pub fn start(&mut self, chunk: ChunkId, now: Instant) -> Job {
-        let job =
-            self.lanes.values_mut().find_map(|lane| lane.remove(&chunk)).expect("only a job that waits is started");
+        let (lane, job) = self
+            .lanes
+            .iter_mut()
+            .find_map(|(lane, jobs)| Some((*lane, jobs.remove(&chunk)?)))
+            .expect("only a job that waits is started");
+        self.awaited_last = lane == Lane::Awaited;
         self.sending_bytes += job.chunk.length;
         let earlier = self.sending.insert(chunk, Flight { job, started: now });
         assert!(earlier.is_none() && !self.confirming.contains_key(&chunk), "one flight per chunk and target");

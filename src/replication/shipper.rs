@@ -18,12 +18,13 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
+use super::ack::Holds;
 use super::backoff::Backoff;
 use super::contact::{self, Failure, Me, Own, Verdict};
 use super::gate::{Gate, GateKeeper};
@@ -86,6 +87,8 @@ pub struct Shared {
 pub struct Progress {
     /// Every record up to here is on the target.
     pub shipped_seq: Seq,
+    /// Which records the target has, beyond that (D3).
+    pub holds: Holds,
     /// What is not confirmed yet.
     pub backlog: ShippingBacklog,
     /// When the target was last known to lack no record.
@@ -108,10 +111,20 @@ pub struct Shipper {
 #[derive(Debug)]
 struct Control {
     now: Notify,
-    /// The highest seq that somebody waits for.
-    wanted: watch::Sender<Seq>,
+    /// How many wait for something to be shipped.
+    waiting: AtomicUsize,
     stop: watch::Sender<bool>,
     asked_now: AtomicBool,
+}
+
+/// Somebody waits for a shipper, as long as this lives.
+#[derive(Debug)]
+pub struct Waiting(Arc<Control>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Shipper {
@@ -119,7 +132,7 @@ impl Shipper {
     pub fn start(shared: Shared, bit: TargetBit, name: &str, target: DynTarget, keeper: GateKeeper) -> Shipper {
         let control = Arc::new(Control {
             now: Notify::new(),
-            wanted: watch::Sender::new(Seq::ZERO),
+            waiting: AtomicUsize::new(0),
             stop: watch::Sender::new(false),
             asked_now: AtomicBool::new(false),
         });
@@ -139,6 +152,7 @@ impl Shipper {
         };
         // What is known from earlier mounts counts at once: a waiter must not wait for a dead target to answer.
         worker.report(None);
+        worker.note_holds();
         let task = tokio::spawn(async move { worker.run().await });
         Shipper { bit, name: name.to_owned(), progress, control, task }
     }
@@ -169,14 +183,16 @@ impl Shipper {
         self.control.now.notify_one();
     }
 
+    /// While the guard lives, somebody waits: no record waits for company.
+    pub fn hurry(&self) -> Waiting {
+        self.control.waiting.fetch_add(1, Ordering::AcqRel);
+        self.ship_now();
+        Waiting(Arc::clone(&self.control))
+    }
+
     /// Waits until every record up to `seq` is on the target, and hurries it. False: the shipper was stopped first.
     pub async fn shipped(&self, seq: Seq) -> bool {
-        self.control.wanted.send_if_modified(|wanted| {
-            let raised = seq > *wanted;
-            *wanted = seq.max(*wanted);
-            raised
-        });
-        self.ship_now();
+        let _waiting = self.hurry();
         self.progress.clone().wait_for(|progress| progress.shipped_seq >= seq).await.is_ok()
     }
 
@@ -279,7 +295,7 @@ impl Worker {
         let Some((done, took)) = self.round_done else { return };
         let control = &self.control;
         loop {
-            let urgent = *control.wanted.borrow() > self.publish.borrow().shipped_seq;
+            let urgent = control.waiting.load(Ordering::Acquire) > 0;
             // Looking at a long window may cost more than a little (100 ms for one that is full): it shall not take more
             // than a twentieth of a core, a quarter while somebody waits.
             let (pace, rest) = if urgent { (self.shared.pace.urgent, 3) } else { (self.shared.pace.round, 19) };
@@ -321,6 +337,7 @@ impl Worker {
         }
         loop {
             self.send_stored().await?;
+            self.note_holds();
             let round = self.build().await?;
             self.report(None);
             if !round.built {
@@ -511,6 +528,17 @@ impl Worker {
         })
         .await?;
         Ok(())
+    }
+
+    /// Publishes which records the target has, at a moment when nothing is on its way.
+    fn note_holds(&self) {
+        if let Ok(Some(holds)) = self.shared.meta.holds(self.bit) {
+            self.publish.send_if_modified(|progress| {
+                let news = progress.holds != holds;
+                progress.holds = holds;
+                news
+            });
+        }
     }
 
     /// Publishes how far the target is. An error of the store leaves what was known.

@@ -47,6 +47,11 @@ const WRITES: u64 = 1;
 /// Each write is synced before it returns (`O_SYNC`, `O_DSYNC`).
 const SYNCS: u64 = 2;
 
+/// True if a handle may write.
+pub(super) fn writes(handle: u64) -> bool {
+    handle & WRITES != 0
+}
+
 impl Vfs {
     /// Opens a regular file.
     pub fn open(&self, caller: &Caller, ino: InodeId, flags: i32) -> Result<Opened> {
@@ -108,14 +113,10 @@ impl Vfs {
     /// Writes `data` at `offset` when there is space for it, or `ENOSPC`; syncs it if the handle says so.
     pub async fn write_later(self: Arc<Self>, ino: InodeId, handle: u64, offset: u64, data: Vec<u8>) -> Result<()> {
         self.wait_for_space(data.len() as u64).await?;
-        let write = move || {
-            self.files().write(ino, offset, &data).map_err(|error| errno("write", ino, &error))?;
-            if handle & SYNCS != 0 {
-                self.files().fsync(ino).map_err(|error| errno("fsync", ino, &error))?;
-            }
-            Ok(())
-        };
-        tokio::task::spawn_blocking(write).await.unwrap_or(Err(Errno::IO))
+        let vfs = self.clone();
+        let write = move || vfs.files().write(ino, offset, &data).map_err(|error| errno("write", ino, &error));
+        tokio::task::spawn_blocking(write).await.unwrap_or(Err(Errno::IO))?;
+        if handle & SYNCS != 0 { self.fsync_later(ino).await } else { Ok(()) }
     }
 
     async fn wait_for_space(&self, bytes: u64) -> Result<()> {
@@ -146,21 +147,15 @@ impl Vfs {
         self.files().flush(ino).map_err(|error| errno("flush", ino, &error))
     }
 
-    /// FLUSH where `close(2)` promises that what was written is on disk (D3, S1). Blocks for as long as the disk takes.
-    pub fn flush_synced(&self, ino: InodeId) -> Result<()> {
-        self.flush(ino)?;
-        // A program that closes knows no deadline: to it, not yet proven is an input/output error (D3).
-        self.fsync(ino).map_err(|error| if error == Errno::TIMEDOUT { Errno::IO } else { error })
-    }
-
     /// RELEASE: the last descriptor of a handle is gone.
     pub fn release(&self, ino: InodeId) -> Result<()> {
         self.files().release(ino).map_err(|error| errno("release", ino, &error))
     }
 
-    /// `fsync(2)`, `fdatasync(2)`: blocks for as long as the disk takes.
+    /// `fsync(2)` under the policy `local`: blocks for as long as the disk takes.
     pub fn fsync(&self, ino: InodeId) -> Result<()> {
-        self.files().fsync(ino).map_err(|error| errno("fsync", ino, &error))
+        let deadline = clock::instant() + self.policies(ino)?.deadline;
+        self.files().fsync(ino, deadline).map_err(|error| errno("fsync", ino, &error))
     }
 
     /// `fallocate(2)`.

@@ -6,6 +6,7 @@
 //! Permissions are checked by the kernel (`default_permissions`), locks are kept by the kernel: one machine, it does both
 //! right by itself.
 
+pub mod acknowledge;
 pub mod attr;
 pub mod caller;
 pub mod create;
@@ -45,6 +46,7 @@ pub struct Vfs {
     space: Arc<Space>,
     orphans: orphans::Orphans,
     targets: OnceLock<Box<dyn xattr::Targets>>,
+    acknowledgement: OnceLock<(acknowledge::Policies, Box<dyn acknowledge::Acknowledger>)>,
 }
 
 /// What `stat` shows.
@@ -61,7 +63,8 @@ impl Vfs {
     pub fn new(reader: Reader, space: Arc<Space>) -> std::io::Result<Vfs> {
         let (meta, files) = (reader.meta.clone(), reader.files.clone());
         let orphans = orphans::Orphans::start(meta.clone(), files.clone())?;
-        Ok(Vfs { meta, files, reader, space, orphans, targets: OnceLock::new() })
+        let (targets, acknowledgement) = (OnceLock::new(), OnceLock::new());
+        Ok(Vfs { meta, files, reader, space, orphans, targets, acknowledgement })
     }
 
     /// The metadata store.

@@ -6,7 +6,7 @@ use super::{Caller, Result, Vfs, errno};
 use crate::clock;
 use crate::id::InodeId;
 use crate::meta::acl;
-use crate::meta::xattr::{SetMode, SetXattr, TARGETS, is_supported};
+use crate::meta::xattr::{POLICY, SetMode, SetXattr, TARGETS, is_supported};
 
 /// Answers the virtual attribute `user.tandemfs.targets`.
 pub trait Targets: Send + Sync {
@@ -49,9 +49,15 @@ impl Vfs {
             let inode = self.meta.inode(ino).map_err(|error| errno("setxattr", ino, &error))?;
             clear_set_gid = inode.mode & libc::S_ISGID != 0 && !caller.is_in_group(inode.gid);
         }
+        if name == POLICY {
+            self.check_stated(value)?;
+        }
         let time = clock::now();
         let request = SetXattr { ino, name, value, mode, clear_set_gid, time };
         let inode = self.write("setxattr", ino, |tx| tx.set_xattr(&request))?;
+        if name == POLICY {
+            self.states(ino, Some(value));
+        }
         self.named(&inode);
         Ok(())
     }
@@ -59,6 +65,9 @@ impl Vfs {
     /// Removes an attribute.
     pub fn removexattr(&self, ino: InodeId, name: &[u8]) -> Result<()> {
         let inode = self.write("removexattr", ino, |tx| tx.remove_xattr(ino, name, clock::now()))?;
+        if name == POLICY {
+            self.states(ino, None);
+        }
         self.named(&inode);
         Ok(())
     }

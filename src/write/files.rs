@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex, RwLock};
+use tokio::sync::watch;
 
 use super::births::Births;
 use super::live::{Attributes, LiveFile, State};
 use super::session::{Frozen, Staged, remove_files};
+use super::trouble::Troubles;
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::ChunkFiles;
 use crate::chunk::open::OpenFiles;
@@ -49,6 +51,10 @@ pub struct Files {
     /// Counts commits and discards of sessions, for waiters.
     pub(super) settled: Mutex<u64>,
     pub(super) settled_changed: Condvar,
+    /// The same for tasks.
+    pub(super) settled_news: watch::Sender<u64>,
+    /// Closed files whose bytes the disk does not give.
+    pub(super) troubles: Troubles,
     /// Somebody waits: gathered chunks close at once (S9).
     pub(super) hurry: AtomicUsize,
     /// The same, until this time.
@@ -82,6 +88,8 @@ impl Files {
             jobs,
             settled: Mutex::new(0),
             settled_changed: Condvar::new(),
+            settled_news: watch::Sender::new(0),
+            troubles: Troubles::default(),
             hurry: AtomicUsize::new(0),
             hurry_until: Mutex::new(Instant::START),
         };
@@ -108,6 +116,11 @@ impl Files {
                 self.queue(file, frozen);
             }
         });
+    }
+
+    /// Closed files whose bytes the disk does not give.
+    pub fn troubles(&self) -> &Troubles {
+        &self.troubles
     }
 
     /// Births that wait for their content (O2).

@@ -22,5 +22,6 @@ pub mod report;
 pub mod seal;
 pub mod session;
 pub mod slots;
+pub mod trouble;
 
 pub use files::{Files, Options};

@@ -116,6 +116,7 @@ fn run_sealer(files: &Files, queue: &Receiver<SealJob>, sender: &Sender<Ready>, 
                     files.settle(&job, End::Discarded);
                     continue;
                 }
+                files.troubles.note(job.file.ino, &error);
                 tracing::error!(inode = %job.file.ino, path = %job.frozen.path, %error, "sealing failed, will be tried again");
                 pause(RETRY, stop);
                 files.queue(&job.file, job.frozen);
@@ -443,8 +444,10 @@ impl Files {
             }
         }
         self.forget_if_idle(&job.file);
+        self.troubles.over(job.file.ino);
         *self.settled.lock() += 1;
         self.settled_changed.notify_all();
+        self.settled_news.send_modify(|count| *count += 1);
     }
 
     /// Does not wait for company with what is, or soon will be, frozen.

@@ -8,16 +8,14 @@ use std::time::Duration;
 
 use super::files::{Files, local_error};
 use super::live::{LiveFile, State};
-use crate::clock;
+use super::session::Staged;
+use crate::clock::{self, Instant};
 use crate::id::{InodeId, Seq, SessionId};
-use crate::meta::Result;
 use crate::meta::slot::SlotRequest;
+use crate::meta::{Error, Result};
 
 /// From this size on, writeback starts at FLUSH, so that the sync before the commit (S2) finds little to do.
 const WRITEBACK_AT: u64 = 1 << 20;
-
-/// How long an `fsync` waits for sessions that were frozen before it (D3).
-const SYNC_DEADLINE: Duration = Duration::from_secs(60);
 
 /// When open sessions are rotated (O8).
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +39,7 @@ impl Files {
         let writeback = {
             let mut state = file.state.write();
             if !state.staged.as_ref().is_some_and(|staged| staged.is_dirty()) {
-                return Ok(());
+                return self.troubles.check(ino);
             }
             self.reserve(ino, &mut state, false)?;
             let large = state.attributes.is_some_and(|attributes| attributes.size >= WRITEBACK_AT);
@@ -52,17 +50,71 @@ impl Files {
             // SAFETY: the descriptor is open while `staged` lives. A failure only means that the later sync has more to do.
             unsafe { libc::sync_file_range(staged.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
         }
+        self.troubles.check(ino)
+    }
+
+    /// `fsync(2)` under the policy `local`: what was written is on disk, and so is its place in history (S1). Blocks for as
+    /// long as the disk takes and, for sessions that were frozen before it, until `deadline`.
+    pub fn fsync(&self, ino: InodeId, deadline: Instant) -> Result<()> {
+        if let Some(newest) = self.sync_open(ino)? {
+            let _hurry = self.hurry();
+            let mut settled = self.settled.lock();
+            while self.is_frozen(ino, newest)? {
+                if clock::instant() >= deadline {
+                    return Err(rustix::io::Errno::TIMEDOUT.into());
+                }
+                self.settled_changed.wait_for(&mut settled, Duration::from_secs(1));
+            }
+        }
+        self.meta.sync()
+    }
+
+    /// The part of an `fsync` that waits for the disk only: the bytes of the session that takes writes, their record and
+    /// its place in history. Returns the newest session that was frozen before and has to be committed yet
+    /// ([`Files::committed`]). What remains is the sync of the metadata.
+    pub fn sync_open(&self, ino: InodeId) -> Result<Option<SessionId>> {
+        let Some(file) = self.find(ino) else { return Ok(None) };
+        self.sync_staged(&file)?;
+        let state = file.state.read();
+        Ok(if state.unnamed { None } else { state.frozen.front().map(|frozen| frozen.id) })
+    }
+
+    /// Waits until the sessions of `ino` up to `newest` are committed: their bytes are synced before that (S2), and the
+    /// metadata after it. Holds no thread: while the disk is full this may take as long as targets need.
+    pub async fn committed(&self, ino: InodeId, newest: SessionId, deadline: Instant) -> Result<()> {
+        let _hurry = self.hurry();
+        let mut news = self.settled_news.subscribe();
+        while self.is_frozen(ino, newest)? {
+            let left = deadline.since(clock::instant());
+            if left.is_zero() {
+                // Not lost, not yet proven (D3): the session stays queued.
+                return Err(rustix::io::Errno::TIMEDOUT.into());
+            }
+            let _ = tokio::time::timeout(left.min(Duration::from_secs(1)), news.changed()).await;
+        }
         Ok(())
     }
 
-    /// `fsync(2)` under the policy `local`: what was written is on disk, and so is its place in history (S1). May take as
-    /// long as the disk does; not for a thread that others wait for.
-    pub fn fsync(&self, ino: InodeId) -> Result<()> {
-        if let Some(file) = self.find(ino) {
-            self.sync_staged(&file)?;
-            self.wait_committed(&file)?;
+    /// True while sessions of `ino` up to `newest` wait for their commit. An error if the disk cannot give their bytes:
+    /// waiting is of no use then.
+    pub fn is_frozen(&self, ino: InodeId, newest: SessionId) -> Result<bool> {
+        let Some(file) = self.find(ino) else { return Ok(false) };
+        let state = file.state.read();
+        let waiting = !state.unnamed && state.frozen.iter().any(|frozen| frozen.id <= newest);
+        if waiting {
+            self.troubles.check(ino)?
         }
-        self.meta.sync()
+        Ok(waiting)
+    }
+
+    /// The newest frozen session of `ino`.
+    pub fn newest_frozen(&self, ino: InodeId) -> Option<SessionId> {
+        self.find(ino)?.state.read().frozen.front().map(|frozen| frozen.id)
+    }
+
+    /// Tells of each session that came to its end.
+    pub fn settled_news(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.settled_news.subscribe()
     }
 
     fn sync_staged(&self, file: &Arc<LiveFile>) -> Result<()> {
@@ -90,26 +142,6 @@ impl Files {
         // Also when only the synced size is news: a close in between renewed the slot with the old one.
         if staged.is_dirty() || !staged.fsynced || staged.synced_size != staged.slot_synced_size {
             self.reserve(file.ino, &mut state, true)?;
-        }
-        Ok(())
-    }
-
-    /// Waits until the sessions frozen by now are committed; their bytes are synced before that (S2).
-    fn wait_committed(&self, file: &Arc<LiveFile>) -> Result<()> {
-        let newest = {
-            let state = file.state.read();
-            if state.unnamed { None } else { state.frozen.front().map(|frozen| frozen.id) }
-        };
-        let Some(newest) = newest else { return Ok(()) };
-        let _hurry = self.hurry();
-        let deadline = clock::instant() + SYNC_DEADLINE;
-        let mut settled = self.settled.lock();
-        while file.state.read().frozen.iter().any(|frozen| frozen.id <= newest) {
-            if clock::instant() >= deadline {
-                // Not lost, not yet proven (D3): the session stays queued.
-                return Err(rustix::io::Errno::TIMEDOUT.into());
-            }
-            self.settled_changed.wait_for(&mut settled, Duration::from_secs(1));
         }
         Ok(())
     }
@@ -156,17 +188,44 @@ impl Files {
     /// Rotation (O8): one cut of the whole filesystem. Every dirty open session takes its slot in one transaction, as one
     /// unit, and goes to the sealers; later writes begin fresh sessions. Returns the journal head of the cut.
     pub fn rotate(&self) -> Result<Seq> {
+        self.cut(None, |_| true)
+    }
+
+    /// Takes what an acknowledgement waits for out of the hands of writers: the session of `ino`, and those of other files
+    /// that were synced while open, as nothing overtakes these (O6). Returns the newest record about `ino`; `None` if it
+    /// has no name, and so nothing to be acknowledged.
+    pub fn cut_for(&self, ino: InodeId) -> Result<Option<Seq>> {
+        let own = self.find(ino);
+        self.cut(own.as_ref(), |staged| staged.fsynced)?;
+        match self.meta.inode(ino) {
+            Ok(inode) if inode.nlink > 0 => Ok(Some(inode.last_seq)),
+            Ok(_) | Err(Error::Refused(rustix::io::Errno::NOENT)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The cut of a rotation through the session of `own` and of each file that `wanted` says.
+    fn cut(&self, own: Option<&Arc<LiveFile>>, wanted: impl Fn(&Staged) -> bool) -> Result<Seq> {
         let files = self.all();
+        // Its own sync is waited for, before the gate is shut: nobody waits for a sync behind the gate.
+        let own_syncing = own.map(|file| (file, file.syncing.lock()));
         let _gate = self.gate.write();
-        // A file whose sync is under way is left out: waiting for it would hold every writer.
         let mut cut = Vec::new();
-        for file in &files {
+        if let Some((file, syncing)) = own_syncing {
+            cut.push((file, file.state.write(), syncing));
+        }
+        for file in files.iter().filter(|file| own.is_none_or(|own| own.ino != file.ino)) {
+            // A file whose sync is under way is left out: waiting for it would hold every writer.
             let Some(syncing) = file.syncing.try_lock() else { continue };
             let state = file.state.write();
-            if state.staged.is_some() && !state.unnamed {
+            if state.staged.as_ref().is_some_and(&wanted) {
                 cut.push((file, state, syncing));
             }
         }
+        // A session that began, and whose first change failed, has nothing that could take a place.
+        cut.retain(|(_, state, _)| {
+            !state.unnamed && state.staged.as_ref().is_some_and(|staged| staged.is_dirty() || staged.has_slot)
+        });
         let requests: Vec<SlotRequest> =
             cut.iter().filter_map(|(file, state, _)| request(file.ino, state, false)).collect();
         if requests.is_empty() {

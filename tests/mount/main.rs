@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod ack;
 mod adopted;
 mod cache;
 mod damage;

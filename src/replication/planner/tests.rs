@@ -111,6 +111,28 @@ fn requests_and_bytes_in_flight_are_bounded() {
 }
 
 #[test]
+fn d3_awaited_chunks_take_every_second_start_however_old_the_others_are() {
+    let chunks: Vec<_> = (1..=20).map(|id| todo(id, BULK)).collect();
+    let (mut planner, effects) = one_target(&chunks);
+    assert_eq!(effects, [1, 2, 3, 4].map(|id| Effect::Put(todo(id, BULK))));
+    // One from the end of the window, two that the walk has not come to, one that is on its way, one that is settled.
+    assert_eq!(tell(&mut planner, 60, TargetEvent::Sent(ChunkId(1))).len(), 2);
+    tell(&mut planner, 60, TargetEvent::Placed(vec![ChunkId(1)]));
+    let awaited = [20, 101, 102, 2, 1].map(|id| todo(id, if id == 102 { SMALL } else { BULK }));
+    assert_eq!(tell(&mut planner, 60, TargetEvent::Awaited(awaited.to_vec())), [], "it is busy");
+    let mut started = Vec::new();
+    for id in [2, 3, 4, 5] {
+        let effects = tell(&mut planner, 61, TargetEvent::Sent(ChunkId(id)));
+        started.extend(effects.into_iter().filter_map(|effect| match effect {
+            Effect::Put(chunk) => Some(chunk.id.0),
+            _ => None,
+        }));
+    }
+    assert_eq!(started, [20, 6, 101, 7, 102], "nor do the old ones starve");
+    assert!(!started.contains(&1) && !started.contains(&2), "no second flight: {started:?}");
+}
+
+#[test]
 fn small_chunks_go_first_until_a_bulk_one_has_waited_too_long() {
     let chunks: Vec<_> = (1..=20).map(|id| todo(id, if id % 2 == 1 { BULK } else { SMALL })).collect();
     let (mut planner, effects) = one_target(&chunks);
