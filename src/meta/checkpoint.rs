@@ -87,7 +87,7 @@ impl Meta {
     }
 
     /// Notes that the target's `complete.json` is there: it has everything up to `seq`, however it lagged. A resyncer
-    /// follows from here on (T4).
+    /// follows from here on (T4). False: the checkpoint was given up meanwhile, and means nothing to the target's row.
     pub fn complete_checkpoint(
         &self,
         bit: TargetBit,
@@ -95,11 +95,15 @@ impl Meta {
         export: ExportId,
         bytes: u64,
         then: SegmentsThen,
-    ) -> Result<()> {
-        self.write(|tx| {
-            tx.conn()
+    ) -> Result<bool> {
+        let counts = self.write(|tx| {
+            let noted = tx
+                .conn()
                 .prepare_cached("UPDATE checkpoint SET complete = 1, bytes = ?4 WHERE bit = ?1 AND seq = ?2 AND export = ?3")?
                 .execute(params![bit, seq, export, bytes as i64])?;
+            if noted == 0 {
+                return Ok(false);
+            }
             tx.conn()
                 .prepare_cached("DELETE FROM deferred WHERE bit = ?1 AND seq <= ?2")?
                 .execute(params![bit, seq])?;
@@ -114,9 +118,26 @@ impl Meta {
                 .conn()
                 .prepare_cached("SELECT mode = 'resync' FROM target WHERE bit = ?1")?
                 .query_row([bit], |row| row.get(0))?;
-            if resync { tx.set_target_mode(bit, Mode::Follow, None) } else { Ok(()) }
+            if resync {
+                tx.set_target_mode(bit, Mode::Follow, None)?;
+            }
+            Ok(true)
         })?;
-        self.sync()
+        self.sync()?;
+        Ok(counts)
+    }
+
+    /// True while a checkpoint is under way that was begun for a target in this mode: once the mode changed, or somebody
+    /// gave it up, it must not be completed.
+    pub fn is_under_way(&self, bit: TargetBit, seq: Seq, export: ExportId, resync: bool) -> Result<bool> {
+        self.read(|conn| {
+            Ok(conn
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM checkpoint c JOIN target t ON t.bit = c.bit WHERE c.bit = ?1 \
+                     AND c.seq = ?2 AND c.export = ?3 AND c.complete = 0 AND (t.mode = 'resync') = ?4)",
+                )?
+                .query_row(params![bit, seq, export, resync], |row| row.get(0))?)
+        })
     }
 
     /// Forgets checkpoints of a target: given up, or removed from it.

@@ -162,14 +162,16 @@ pub struct Evicted {
 }
 
 impl Tx<'_> {
-    /// Forgets a chunk file if all its chunks are placed on every target that needs them; `None` if one is pinned.
+    /// Forgets a chunk file if all its chunks are placed on every target that they are pinned for, and on one at least;
+    /// `None` if one is pinned. The bit of a target that was removed is no copy.
     /// A bit that a restore claimed counts like any other: restore claims only what it saw listed with the right length.
     pub fn evict(&mut self, file: ChunkFileId) -> Result<Option<Evicted>> {
         let pinned: Option<i64> = self
             .conn()
             .prepare_cached(
                 "SELECT 1 FROM location l JOIN chunk c ON c.id = l.chunk WHERE l.file = ?1 \
-                 AND (c.incomplete = 1 OR (c.dead_seq IS NULL AND c.placed = 0)) LIMIT 1",
+                 AND (c.incomplete = 1 OR (c.dead_seq IS NULL AND \
+                 c.placed & ~(SELECT coalesce(sum(1 << bit), 0) FROM retired) = 0)) LIMIT 1",
             )?
             .query_row([file], |row| row.get(0))
             .optional()?;

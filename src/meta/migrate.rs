@@ -20,12 +20,19 @@ pub(super) const USER_VERSION: i32 = STEPS.len() as i32 + 1;
 
 /// What leads from version `index + 1` to the next.
 const STEPS: [&str; 1] = [
-    // 2: earlier mounts, for announcements (T7).
+    // 2: earlier mounts, for announcements (T7); targets that come and go, are paused, resynced, and lose chunks (T4, T9).
     "CREATE TABLE mounted (
        epoch INTEGER NOT NULL, writer TEXT NOT NULL,
        seq INTEGER NOT NULL,
        PRIMARY KEY (epoch, writer)
-     ) STRICT, WITHOUT ROWID;",
+     ) STRICT, WITHOUT ROWID;
+     ALTER TABLE target ADD COLUMN paused_until INTEGER;
+     ALTER TABLE target ADD COLUMN whole_secs INTEGER;
+     ALTER TABLE target ADD COLUMN relist INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE deletion ADD COLUMN done_secs INTEGER;
+     CREATE TABLE retired (bit INTEGER PRIMARY KEY) STRICT;
+     CREATE TABLE target_change (name TEXT PRIMARY KEY, uri TEXT, configured TEXT) STRICT, WITHOUT ROWID;
+     CREATE TABLE seq_time (seq INTEGER PRIMARY KEY, secs INTEGER NOT NULL) STRICT;",
 ];
 
 /// The version of the store behind `conn`, if it is one that this program can read.

@@ -36,6 +36,7 @@ pub mod remove;
 pub mod rename;
 mod replay;
 pub mod restored;
+pub mod resync;
 #[cfg(test)]
 mod script_tests;
 pub mod session;
@@ -43,6 +44,7 @@ pub mod shipping;
 pub mod slot;
 mod store;
 pub mod target;
+pub mod target_set;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

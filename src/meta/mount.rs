@@ -74,6 +74,20 @@ impl Meta {
     }
 }
 
+impl Meta {
+    /// Takes a new epoch above `seen` and a new writer in the middle of a mount; durable before it returns.
+    pub fn begin_epoch(&self, seen: Epoch) -> Result<Epoch> {
+        let epoch = self.write(|tx| {
+            let epoch: Epoch = tx.conn().query_row("SELECT epoch FROM counter", [], |row| row.get(0))?;
+            let epoch = Epoch(epoch.max(seen).0 + 1);
+            tx.conn().execute("UPDATE counter SET epoch = ?1, writer = ?2", params![epoch, WriterId::random()])?;
+            Ok(epoch)
+        })?;
+        self.sync()?;
+        Ok(epoch)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

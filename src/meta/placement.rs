@@ -109,6 +109,7 @@ impl Meta {
                 .find(|row| row.bit == bit)
                 .ok_or_else(|| Error::Damaged(format!("target {} has no row", bit.index())))?;
             let base = target::base(conn, target)?;
+            let mut leaving = conn.prepare_cached("SELECT 1 FROM deletion WHERE bit = ?1 AND chunk_hash = ?2")?;
             // A follower walks the index of incomplete chunks, a resyncer all of them.
             let mut statement = conn.prepare_cached(if target.mode == Mode::Resync {
                 "SELECT id, hash, length, dead_seq, placed FROM chunk WHERE id > ?1 ORDER BY id"
@@ -140,6 +141,8 @@ impl Meta {
                 }
                 match dead {
                     Some(dead) if dead <= base => page.unneeded.push(chunk.id),
+                    // T9: not while it may still be deleted there.
+                    _ if leaving.exists(params![bit, chunk.hash])? => {}
                     _ => page.chunks.push(chunk),
                 }
             }
@@ -226,7 +229,7 @@ impl Tx<'_> {
     pub fn chunk_revived(&mut self, chunk: ChunkId) -> Result<()> {
         let pinning = self.pinning_mask()?;
         let row = self.chunk_bits(chunk)?;
-        if row.incomplete || row.placed & pinning == pinning {
+        if row.incomplete || (row.placed & pinning == pinning && row.placed != 0) {
             return Ok(());
         }
         self.set_incomplete(chunk, true)?;
@@ -360,6 +363,12 @@ impl Tx<'_> {
             .prepare_cached("UPDATE chunk SET incomplete = ?2 WHERE id = ?1")?
             .execute(params![chunk, incomplete])?;
         Ok(())
+    }
+
+    /// No pinning target waits for a chunk any more; those in `lacking` counted it as pending.
+    pub(super) fn unpin(&self, chunk: ChunkId, lacking: u64, length: u64) -> Result<()> {
+        self.set_incomplete(chunk, false)?;
+        if lacking == 0 { Ok(()) } else { self.shift_pending(lacking, -1, length) }
     }
 
     /// Adds `chunks` chunks of `length` bytes to what every target in `mask` lacks.

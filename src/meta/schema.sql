@@ -121,7 +121,10 @@ CREATE TABLE target (
   confirmed_epoch INTEGER NOT NULL DEFAULT 0, confirmed_writer TEXT NOT NULL DEFAULT '00000000',   -- whose segment that is
   epoch INTEGER NOT NULL, writer TEXT NOT NULL,    -- whose segments n and hash belong to
   contact_epoch INTEGER NOT NULL,                  -- newest epoch whose writers/ file is on the target
-  segment_bytes INTEGER NOT NULL, segment_count INTEGER NOT NULL   -- since its last complete checkpoint
+  segment_bytes INTEGER NOT NULL, segment_count INTEGER NOT NULL,  -- since its last complete checkpoint
+  paused_until INTEGER,                            -- seconds since 1970; NULL = not paused
+  whole_secs INTEGER,                              -- of a resyncer: the moment whose state it holds; NULL = it holds none
+  relist INTEGER NOT NULL DEFAULT 0                -- 1 = it lost objects: what it still has must be listed first (T7)
 ) STRICT;
 CREATE TABLE tally (                                                            -- sums kept by the transactions that change them (D8)
   bit INTEGER PRIMARY KEY,                         -- of a target
@@ -172,4 +175,15 @@ CREATE TABLE checkpoint (                                                       
   bytes INTEGER NOT NULL,
   PRIMARY KEY (bit, seq, export)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE deletion (bit INTEGER NOT NULL, chunk_hash BLOB NOT NULL, PRIMARY KEY (bit, chunk_hash)) STRICT, WITHOUT ROWID;
+CREATE TABLE deletion (                                                         -- chunks that are leaving a target (T9): its bit is gone already
+  bit INTEGER NOT NULL, chunk_hash BLOB NOT NULL,
+  done_secs INTEGER,                               -- when the DELETE was answered; NULL = not yet
+  PRIMARY KEY (bit, chunk_hash)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE retired (bit INTEGER PRIMARY KEY) STRICT;                          -- of removed targets, until no chunk has the bit any more
+CREATE TABLE target_change (                                                    -- what commands changed about the configured targets
+  name TEXT PRIMARY KEY,
+  uri TEXT,                                        -- as given, without secrets; NULL = the target was removed
+  configured TEXT                                  -- what the configuration said for this name then; NULL = nothing
+) STRICT, WITHOUT ROWID;
+CREATE TABLE seq_time (seq INTEGER PRIMARY KEY, secs INTEGER NOT NULL) STRICT;  -- journal heads and when they were seen, for the grace period of GC

@@ -169,6 +169,18 @@ impl Meta {
         })
     }
 
+    /// Records that are in no segment of target `bit` yet.
+    pub fn waiting_records(&self, bit: TargetBit) -> Result<u64> {
+        self.read(|conn| {
+            let cursor = cursor(conn, bit)?;
+            let head: Seq = conn.prepare_cached("SELECT seq FROM counter")?.query_row([], |row| row.get(0))?;
+            let deferred: i64 = conn
+                .prepare_cached("SELECT count(*) FROM deferred WHERE bit = ?1")?
+                .query_row([bit], |row| row.get(0))?;
+            Ok(head.0.saturating_sub(cursor.position.0) + deferred as u64)
+        })
+    }
+
     /// What the target has not confirmed yet, for `status`.
     pub fn shipping_backlog(&self, bit: TargetBit) -> Result<ShippingBacklog> {
         self.read(|conn| {
@@ -192,10 +204,17 @@ impl Meta {
     /// (a checkpoint on its way still needs them). Returns true if there may be more to drop.
     pub fn trim_journal(&self, keep_from: Option<Seq>) -> Result<bool> {
         let limit: Option<Seq> = self.read(|conn| {
-            let lowest = conn
-                .prepare_cached("SELECT min(shipped_seq) FROM target WHERE mode <> 'resync'")?
-                .query_row([], |row| row.get(0))?;
-            Ok(lowest)
+            let (lowest, targets): (Option<Seq>, i64) = conn
+                .prepare_cached("SELECT min(iif(mode <> 'resync', shipped_seq, NULL)), count(*) FROM target")?
+                .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            if lowest.is_some() || targets == 0 {
+                return Ok(lowest);
+            }
+            // Nobody follows: only what open slots will fill, and the units they are part of, is wanted still.
+            let head: Seq = conn.prepare_cached("SELECT seq FROM counter")?.query_row([], |row| row.get(0))?;
+            let open: Option<Seq> =
+                conn.prepare_cached("SELECT min(first_seq) FROM slot")?.query_row([], |row| row.get(0))?;
+            Ok(Some(open.map_or(head, |first| head.min(first.previous()))))
         })?;
         let Some(limit) = limit.map(|limit| keep_from.map_or(limit, |keep| limit.min(keep.previous()))) else {
             return Ok(false);
@@ -382,7 +401,7 @@ fn text_hash(row: &Row<'_>, column: usize) -> rusqlite::Result<Hash> {
 }
 
 /// The time of the oldest record above `shipped`.
-fn oldest(conn: &Connection, shipped: Seq) -> Result<Option<Timestamp>> {
+pub(super) fn oldest(conn: &Connection, shipped: Seq) -> Result<Option<Timestamp>> {
     let mut statement = conn.prepare_cached(
         "SELECT j.seq, j.body, s.ctime, s.ctime_ns FROM journal j LEFT JOIN slot s ON s.seq = j.seq \
          WHERE j.seq > ?1 ORDER BY j.seq LIMIT ?2",

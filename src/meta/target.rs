@@ -64,7 +64,16 @@ pub struct TargetRow {
     pub base_seq: Seq,
     /// Low water of confirmed segments and complete checkpoints.
     pub shipped_seq: Seq,
+    /// By the operator, until then (seconds since 1970; [`FOR_EVER`]); `None`: it is not paused.
+    pub paused_until: Option<i64>,
+    /// Of a resyncer: the moment whose state it holds, in seconds since 1970; `None`: it holds none.
+    pub whole_secs: Option<i64>,
+    /// It lost objects; what it still has must be listed before anything else (T7).
+    pub relist: bool,
 }
+
+/// Paused until the operator says otherwise.
+pub const FOR_EVER: i64 = i64::MAX;
 
 /// A target as the configuration names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,9 +142,10 @@ impl Tx<'_> {
     /// Makes the row of a new target and returns its bit.
     pub fn add_target(&mut self, name: &str, uri: &str, id: TargetId) -> Result<TargetBit> {
         let known = rows(self.conn())?;
+        let retired = self.retired_mask()?;
         let bit = (0..TargetBit::COUNT)
             .filter_map(TargetBit::new)
-            .find(|bit| known.iter().all(|row| row.bit != *bit))
+            .find(|bit| known.iter().all(|row| row.bit != *bit) && retired & bit.mask() == 0)
             .ok_or_else(|| Error::Damaged(format!("there are {} targets already", TargetBit::COUNT)))?;
         let head = self.head();
         // Rows of the journal go when all followers have them; while the first is there, all are. A restored journal has at
@@ -157,7 +167,8 @@ impl Tx<'_> {
         if mode.pins() {
             self.pin_for(bit)?;
         } else {
-            self.recount_tally(bit)?;
+            // No chunk has its bit.
+            self.conn().prepare_cached("INSERT OR REPLACE INTO tally VALUES (?1, 0, 0, 0, 0)")?.execute([bit])?;
         }
         Ok(bit)
     }
@@ -191,7 +202,8 @@ impl Tx<'_> {
 /// All rows, by bit.
 pub(crate) fn rows(conn: &Connection) -> Result<Vec<TargetRow>> {
     let mut statement = conn.prepare_cached(
-        "SELECT bit, uuid, name, uri, initialised, mode, reason, base_seq, shipped_seq FROM target ORDER BY bit",
+        "SELECT bit, uuid, name, uri, initialised, mode, reason, base_seq, shipped_seq, paused_until, \
+         whole_secs, relist FROM target ORDER BY bit",
     )?;
     let rows = statement.query_map([], |row| {
         Ok((
@@ -205,6 +217,9 @@ pub(crate) fn rows(conn: &Connection) -> Result<Vec<TargetRow>> {
                 reason: row.get(6)?,
                 base_seq: row.get(7)?,
                 shipped_seq: row.get(8)?,
+                paused_until: row.get(9)?,
+                whole_secs: row.get(10)?,
+                relist: row.get(11)?,
             },
             row.get::<_, String>(5)?,
         ))

@@ -187,7 +187,11 @@ impl Daemon {
             Replication::none()
         } else {
             let _runtime = runtime.enter();
-            let replica = |(asked, target): (Asked, &Target)| Replica { asked, concurrency: target.config.concurrency };
+            let replica = |(asked, target): (Asked, &Target)| Replica {
+                asked,
+                concurrency: target.config.concurrency,
+                paused: false,
+            };
             let replicas = asked.into_iter().zip(&targets).map(replica).collect();
             Replication::start(&meta, &files, replicas).map_err(internal)?
         };

@@ -58,6 +58,8 @@ pub struct Thresholds {
     pub unmount_objects: u64,
     /// Between two looks at what is due, and at what a checkpoint under way waits for.
     pub look: Duration,
+    /// What is kept for a target that is being resynced, at most.
+    pub resync: super::resync::Limits,
 }
 
 impl Default for Thresholds {
@@ -69,6 +71,7 @@ impl Default for Thresholds {
             unmount_bytes: 1 << 20,
             unmount_objects: 1_000,
             look: Duration::from_secs(1),
+            resync: super::resync::Limits::default(),
         }
     }
 }
@@ -131,7 +134,8 @@ pub struct Checkpointer {
 
 struct Inner {
     shared: Shared,
-    targets: Vec<CheckpointTarget>,
+    /// Targets come and go.
+    targets: Mutex<Vec<CheckpointTarget>>,
     /// Where exports lie while they are uploaded.
     dir: PathBuf,
     thresholds: Thresholds,
@@ -159,7 +163,7 @@ impl Checkpointer {
         ExportFiles::remove_leftovers(&dir)?;
         let inner = Arc::new(Inner {
             shared,
-            targets,
+            targets: Mutex::new(targets),
             dir,
             thresholds,
             busy: watch::Sender::new(HashSet::new()),
@@ -202,7 +206,22 @@ impl Checkpointer {
         self.idle().await;
         let completed = self.inner.completed.lock();
         let since = |target: &&CheckpointTarget| completed.get(&target.bit.index()).is_some_and(|at| *at >= before);
-        self.inner.targets.iter().filter(since).map(|target| target.name.clone()).collect()
+        self.inner.targets.lock().iter().filter(since).map(|target| target.name.clone()).collect()
+    }
+
+    /// Begins a checkpoint of every target of `bits` that is in contact and has none under way, due or not.
+    pub async fn begin(&self, bits: &[TargetBit]) {
+        self.inner.take_due_of(Occasion::Asked, Some(bits)).await;
+    }
+
+    /// Takes one more target in.
+    pub fn add(&self, target: CheckpointTarget) {
+        self.inner.targets.lock().push(target);
+    }
+
+    /// Forgets a target. One that is under way is given up when it finds its row gone.
+    pub fn remove(&self, bit: TargetBit) {
+        self.inner.targets.lock().retain(|target| target.bit != bit);
     }
 
     /// Waits until no checkpoint is under way.
@@ -233,8 +252,17 @@ impl Drop for Checkpointer {
 impl Inner {
     /// Begins the checkpoints that are due; returns when they are under way. False: that failed.
     async fn take_due(self: &Arc<Self>, occasion: Occasion) -> bool {
+        self.take_due_of(occasion, None).await
+    }
+
+    /// As [`Inner::take_due`], of some targets only.
+    async fn take_due_of(self: &Arc<Self>, occasion: Occasion, bits: Option<&[TargetBit]>) -> bool {
         let _one = self.exporting.lock().await;
-        let begun = match self.due(occasion) {
+        let due = self.due(occasion).map(|mut due| {
+            due.retain(|target| bits.is_none_or(|bits| bits.contains(&target.bit)));
+            due
+        });
+        let begun = match due {
             Ok(due) if due.is_empty() => Ok(()),
             Ok(due) => self.begin(due).await,
             Err(error) => Err(error),
@@ -248,10 +276,11 @@ impl Inner {
     fn due(&self, occasion: Occasion) -> crate::meta::Result<Vec<CheckpointTarget>> {
         let rows = self.shared.meta.targets()?;
         let mut due = Vec::new();
-        for target in &self.targets {
+        let targets = self.targets.lock().clone();
+        for target in &targets {
             let busy = self.busy.borrow().contains(&target.bit.index());
             let Some(row) = rows.iter().find(|row| row.bit == target.bit) else { continue };
-            if busy || target.gate.state() != Gate::Open {
+            if busy || row.relist || target.gate.state() != Gate::Open {
                 continue;
             }
             let given_up = self.given_up.lock().get(&target.bit.index()).copied();
@@ -327,6 +356,16 @@ impl Inner {
     }
 }
 
+/// How far a job came.
+enum Step {
+    /// The checkpoint is complete.
+    Done,
+    /// It goes on later.
+    Waits,
+    /// It is given up: a later one shall take its place.
+    Overtaken(&'static str),
+}
+
 /// One checkpoint of one target.
 struct Job {
     inner: Arc<Inner>,
@@ -362,9 +401,13 @@ impl Job {
         self.target.gate.nudge();
         let ended = loop {
             match self.go_on().await {
-                Ok(true) => break Ok(()),
+                Ok(Step::Done) => break Ok(true),
+                Ok(Step::Overtaken(why)) => {
+                    tracing::info!(target_name = name, why, "checkpoint given up for a later one");
+                    break Ok(false);
+                }
                 // Waits for uploads, seals and segments.
-                Ok(false) => {
+                Ok(Step::Waits) => {
                     failures = 0;
                     tokio::time::sleep(self.inner.thresholds.look).await;
                 }
@@ -378,16 +421,18 @@ impl Job {
             }
         };
         match ended {
-            Ok(()) => {
+            Ok(true) => {
                 self.inner.completed.lock().insert(bit.index(), clock::instant());
                 tracing::info!(target_name = name, seq = self.files.exported.seq.0, "checkpoint complete");
                 if let Err(error) = self.trim().await {
                     tracing::debug!(target_name = name, %error, "old checkpoints stay until the next one");
                 }
             }
-            Err(failure) => {
-                tracing::warn!(target_name = name, error = %failure, "checkpoint given up");
-                self.inner.given_up.lock().insert(bit.index(), clock::instant());
+            other => {
+                if let Err(failure) = other {
+                    tracing::warn!(target_name = name, error = %failure, "checkpoint given up");
+                    self.inner.given_up.lock().insert(bit.index(), clock::instant());
+                }
                 let exported = &self.files.exported;
                 if let Err(error) = self.inner.shared.meta.forget_checkpoint(bit, exported.seq, exported.export) {
                     tracing::error!(target_name = name, %error, "a checkpoint that was given up stays noted");
@@ -402,19 +447,43 @@ impl Job {
         });
     }
 
-    /// Does what can be done now. True: the checkpoint is complete.
-    async fn go_on(&mut self) -> Result<bool, Failure> {
+    /// Does what can be done now.
+    async fn go_on(&mut self) -> Result<Step, Failure> {
+        if let Some(why) = self.overtaken()? {
+            return Ok(Step::Overtaken(why));
+        }
         match self.target.gate.state() {
             Gate::Open => {}
             Gate::Fenced { reason, .. } => return Err(Failure::Fenced(reason)),
-            Gate::Unknown | Gate::Blocked { .. } => return Ok(false),
+            Gate::Unknown | Gate::Blocked { .. } => return Ok(Step::Waits),
         }
         self.upload_parts().await?;
         if !self.is_signed()? || !self.is_whole()? {
-            return Ok(false);
+            return Ok(Step::Waits);
         }
-        self.complete().await?;
-        Ok(true)
+        Ok(match self.complete().await? {
+            true => Step::Done,
+            false => Step::Overtaken("the target changed its mode"),
+        })
+    }
+
+    /// Why it shall not go on: it was begun for a target that follows and now does not, or the other way round; or so much
+    /// happened since its snapshot that keeping the journal for it would break the bound on the journal (T4). What was
+    /// placed stays placed, so the next one has less to wait for.
+    fn overtaken(&self) -> Result<Option<&'static str>, Failure> {
+        let (meta, exported, limits) = (&self.inner.shared.meta, &self.files.exported, &self.inner.thresholds.resync);
+        if !meta.is_under_way(self.target.bit, exported.seq, exported.export, self.resync)? {
+            return Ok(Some("the target changed its mode"));
+        }
+        if !self.resync {
+            return Ok(None);
+        }
+        let head = meta.head();
+        let rows = head.0.saturating_sub(exported.seq.0);
+        // Fewer rows than that are not worth the sum.
+        let long = rows > limits.rows_max
+            || (rows > limits.rows_max / 16 && meta.journal_bytes(exported.seq.next(), head)? > limits.row_bytes_max);
+        Ok(long.then_some("history since its snapshot grew beyond what is kept for it"))
     }
 
     fn key(&self, file: CheckpointFile) -> String {
@@ -475,7 +544,7 @@ impl Job {
         Ok(self.births.is_disjoint(&waiting))
     }
 
-    async fn complete(&self) -> Result<(), Failure> {
+    async fn complete(&self) -> Result<bool, Failure> {
         let filled = self.filled.as_ref().expect("a checkpoint that is whole has its slots filled");
         let (meta, me) = (&self.inner.shared.meta, &self.inner.shared.me);
         let exported = &self.files.exported;
@@ -507,8 +576,7 @@ impl Job {
         let bytes = self.files.parts.iter().map(|part| part.bytes).sum::<u64>() + slots_part.bytes;
         put_once(&self.target.target, &self.key(CheckpointFile::Complete), complete.encode().into()).await?;
         self.target.target.check_place().await?;
-        meta.complete_checkpoint(self.target.bit, exported.seq, exported.export, bytes, self.then)?;
-        Ok(())
+        Ok(meta.complete_checkpoint(self.target.bit, exported.seq, exported.export, bytes, self.then)?)
     }
 
     /// Removes what no restore will want any more: our checkpoints but the newest two and what is older than those,

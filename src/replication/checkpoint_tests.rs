@@ -1,5 +1,7 @@
 //! Checkpoints of targets in memory: what is there is read back as a restore reads it.
 
+use bytes::Bytes;
+
 use super::*;
 use crate::clock::Timestamp;
 use crate::format::checkpoint::{COMPLETE_BYTES_MAX, decode_slots};
@@ -363,6 +365,111 @@ async fn t4_a_resyncer_gets_its_checkpoint_first_and_segments_after() {
     assert_eq!((seq, complete.replay_from), (Seq(2), SegmentNumber(1)));
     checkpointer.stop().await;
     shipper.stop().await;
+}
+
+/// Objects that an operator, or a store, lost.
+fn lose(world: &World, lost: impl Fn(&str) -> bool) -> usize {
+    let mut objects = world.memory.objects();
+    let before = objects.len();
+    objects.retain(|key, _| !lost(key));
+    before - objects.len()
+}
+
+/// As long as the rows of made-up chunks say; nobody reads them.
+const MADE_UP: Bytes = Bytes::from_static(&[0; 9]);
+
+/// A closed file with one chunk, which is on the target.
+async fn a_file_with_a_chunk(world: &World, name: &str, session: u64) -> String {
+    let ino = world.files(&[name])[0];
+    world.slot(ino, session, false);
+    let hash = world.fill(session);
+    let target: DynTarget = Arc::new(world.memory.clone());
+    target.put(&key::chunk(hash), MADE_UP.into(), target::Existing::Replace).await.unwrap();
+    world.place(hash);
+    key::chunk(hash)
+}
+
+#[tokio::test]
+async fn t7_a_target_that_lost_objects_is_listed_and_resynced_by_itself() {
+    // In the same mount, and over a remount.
+    for remount in [false, true] {
+        let world = World::with_root();
+        let (shipper, checkpointer) = world.both();
+        let lost = a_file_with_a_chunk(&world, "a", 1).await;
+        let kept = a_file_with_a_chunk(&world, "b", 2).await;
+        shipped(&shipper, 4).await;
+        checkpointer.stop().await;
+        shipper.stop().await;
+        let gone = lose(&world, |key| key.starts_with("journal/") || key == lost);
+        assert!(gone >= 2, "{gone}");
+        if remount {
+            world.meta.begin_mount(Epoch(0), "boot").unwrap();
+        }
+        let (shipper, checkpointer) = world.both();
+        until("what it has was listed", || {
+            let row = world.meta.targets().unwrap().remove(0);
+            row.mode == Mode::Resync && !row.relist && world.meta.tallies().unwrap()[0].1.placed_chunks == 1
+        })
+        .await;
+        assert_eq!(world.low_water(), Seq(0), "nothing that it confirmed counts");
+        assert!(world.complete().is_empty(), "a chunk is missing");
+        // What the driver would do.
+        let again = a_file_with_a_chunk_again(&world, 1).await;
+        assert_eq!(again, lost);
+        until("it follows", || world.meta.targets().unwrap()[0].mode == Mode::Follow).await;
+        world.files(&["later"]);
+        shipped(&shipper, 5).await;
+        checkpointer.stop().await;
+        shipper.stop().await;
+        assert!(world.memory.objects().contains_key(&kept));
+        let (dir, report) = restore(&world).await;
+        assert_eq!((report.seq, report.inodes, &report.unproven), (Seq(5), 4, &vec![]), "remount: {remount}");
+        is_ours(&world, &dir).await;
+    }
+}
+
+/// Puts the chunk of a session again and records it.
+async fn a_file_with_a_chunk_again(world: &World, session: u64) -> String {
+    let hash = crate::id::ChunkHash::of(&session.to_le_bytes());
+    let target: DynTarget = Arc::new(world.memory.clone());
+    target.put(&key::chunk(hash), MADE_UP.into(), target::Existing::Replace).await.unwrap();
+    world.place(hash);
+    key::chunk(hash)
+}
+
+#[tokio::test]
+async fn t4_a_resync_during_which_too_much_happens_begins_again_at_a_later_point() {
+    let world = World::with_root();
+    let ino = world.files(&["a"])[0];
+    world.meta.set_target_mode(bit(), Mode::Resync, None).unwrap();
+    // Its slot stays open, so the checkpoint that has it cannot be completed.
+    world.slot(ino, 1, false);
+    let (shipper, gate) = world.start();
+    let targets =
+        vec![CheckpointTarget { bit: bit(), name: "aws".into(), target: Arc::new(world.memory.clone()), gate }];
+    let limited = Thresholds {
+        resync: crate::replication::resync::Limits { rows_max: 20, ..Default::default() },
+        ..thresholds()
+    };
+    let checkpointer = Checkpointer::start(world.shared(), targets, world.dir.path().join("export"), limited).unwrap();
+    until("the first one is under way", || world.meta.checkpoints(bit()).unwrap().iter().any(|row| row.seq == Seq(2)))
+        .await;
+    assert_eq!(world.holds.lowest(), Some(Seq(2)));
+    for round in 0..30 {
+        world.files(&[&format!("f{round}")]);
+    }
+    until("a later one is under way", || world.meta.checkpoints(bit()).unwrap().iter().any(|row| row.seq > Seq(20)))
+        .await;
+    assert!(world.meta.checkpoints(bit()).unwrap().iter().all(|row| row.seq != Seq(2)), "the first was given up");
+    let hash = world.fill(1);
+    world.place(hash);
+    until("it follows", || world.meta.targets().unwrap()[0].mode == Mode::Follow).await;
+    world.files(&["later"]);
+    shipped(&shipper, 33).await;
+    checkpointer.stop().await;
+    shipper.stop().await;
+    let (_dir, report) = restore(&world).await;
+    assert_eq!((report.seq, report.unproven), (Seq(33), vec![]));
 }
 
 /// What a restore from the target alone gives, and its state directory.

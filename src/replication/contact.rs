@@ -13,7 +13,7 @@
 //!                ours, but this restored state never spoke to it ──▶ MetAgain, if it has no changes that we lack
 //! writers/       one at or above our epoch that is not us ──▶ Conflict (fenced)
 //! journal/       newest = the one we confirmed, or stored ones after it, same bytes ──▶ Ours
-//!                more than that ──▶ Conflict (we are older)      less ──▶ Blocked (it lost data)
+//!                more than that ──▶ Conflict (we are older)      less ──▶ Behind (it lost data)
 //! ```
 //!
 //! - At mount a conflict with one target refuses the mount, and nothing is written to any before all have answered or
@@ -158,6 +158,11 @@ pub enum Verdict {
     Ours,
     /// A target of ours that this restored state meets for the first time; it has no changes that we lack (D6).
     MetAgain(MetAgain),
+    /// The target that we know, without some of what it confirmed: what is left is listed, the rest resynced.
+    Behind {
+        /// What is missing.
+        reason: String,
+    },
     /// Not now: an operator must look, but no other history is in danger.
     Blocked {
         /// What is wrong.
@@ -295,18 +300,16 @@ fn history(name: &str, own: &Own, segments: &[Seen]) -> Verdict {
     if let Some(confirmed) = own.cursor.confirmed {
         match segments.split_first() {
             Some((first, after)) if is(first, &confirmed) => rest = after,
-            _ => {
-                return Verdict::Blocked {
+            // Only ours: what else is there is judged as if nothing were missing.
+            _ if segments.iter().all(|seen| own.unconfirmed.iter().any(|stored| is(seen, stored))) => {
+                return Verdict::Behind {
                     reason: format!(
                         "target {name:?} lost data: segment {} that it confirmed is not there",
                         confirmed.n
                     ),
-                    hint:
-                        "its other objects may be gone, too; if it is lost for good: tandemfs restore from the others, \
-                           then mount with this place empty"
-                            .to_owned(),
                 };
             }
+            _ => {}
         }
     }
     let known = rest

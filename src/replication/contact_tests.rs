@@ -329,14 +329,22 @@ async fn t7_a_stored_segment_that_got_through_is_ours_only_with_the_same_bytes()
 }
 
 #[tokio::test]
-async fn t7_a_target_that_lost_its_newest_segment_is_not_written_to() {
+async fn t7_a_target_that_lost_its_newest_segment_is_behind_and_with_foreign_ones_in_conflict() {
     let world = World::admitted().await;
     let first = world.ship(5, true).await;
     let second = world.ship(6, true).await;
     world.target.delete(&first.place.key()).await.unwrap();
     assert_eq!(world.verdict().await, Verdict::Ours, "older ones are trimmed in their time");
     world.target.delete(&second.place.key()).await.unwrap();
-    assert!(blocked(world.verdict().await).contains("lost data: segment 2"));
+    match world.verdict().await {
+        Verdict::Behind { reason } => assert!(reason.contains("lost data: segment 2"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    // Who lost our newest and has another's is no place to go on in.
+    let foreign = world.segment(Epoch(0), WriterId(3), 9);
+    world.put(&foreign).await;
+    world.put(&world.segment(Epoch(9), WriterId(3), 9)).await;
+    conflict(world.verdict().await);
 }
 
 #[tokio::test]

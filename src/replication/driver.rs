@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{self, JoinSet};
 
@@ -95,6 +95,7 @@ pub struct Driver {
     views: Arc<Mutex<BTreeMap<TargetBit, View>>>,
     placed: watch::Receiver<u64>,
     events: mpsc::UnboundedSender<(TargetBit, TargetEvent)>,
+    changes: mpsc::UnboundedSender<Change>,
     stop: watch::Sender<bool>,
     ended: tokio::sync::Mutex<Option<task::JoinHandle<()>>>,
 }
@@ -108,9 +109,11 @@ impl Driver {
         let bounds = targets.iter().map(|target| (target.bit, target.requests_max));
         let planner = Planner::new(options.planner, bounds, now);
         let (events, inbox) = mpsc::unbounded_channel();
-        let mut gates = JoinSet::new();
+        let (changes, changed) = mpsc::unbounded_channel();
+        let (mut forwarders, mut gates) = (JoinSet::new(), BTreeMap::new());
         for target in &targets {
-            gates.spawn(forward_gate(target.bit, target.gate.clone(), events.clone()));
+            let forwarder = forwarders.spawn(forward_gate(target.bit, target.gate.clone(), events.clone()));
+            gates.insert(target.bit, forwarder);
         }
         let peer =
             |target: DriverTarget| Peer::new(target.bit, target.name, target.target, target.gate, options.copied_max);
@@ -119,7 +122,7 @@ impl Driver {
             files,
             mount,
             patience: options.patience,
-            peers: targets.into_iter().map(peer).collect(),
+            peers: RwLock::new(targets.into_iter().map(peer).map(Arc::new).collect()),
             findings: Findings::default(),
         });
         let (stop, stopped) = watch::channel(false);
@@ -134,11 +137,13 @@ impl Driver {
             tasks: JoinSet::new(),
             lost: BTreeMap::new(),
             batches: BTreeMap::new(),
-            _gates: gates,
+            events: events.clone(),
+            forwarders,
+            gates,
         };
         run.publish();
-        let ended = tokio::spawn(run.run(inbox, chunks, stopped));
-        Ok(Driver { uploader, views, placed, events, stop, ended: tokio::sync::Mutex::new(Some(ended)) })
+        let ended = tokio::spawn(run.run(inbox, changed, chunks, stopped));
+        Ok(Driver { uploader, views, placed, events, changes, stop, ended: tokio::sync::Mutex::new(Some(ended)) })
     }
 
     /// What is known of every target, in the order of the configuration.
@@ -158,7 +163,7 @@ impl Driver {
                 bytes_per_second: peer.traffic.rate(now),
             })
         };
-        Ok(self.uploader.peers.iter().filter_map(of).collect())
+        Ok(self.uploader.all_peers().iter().filter_map(|peer| of(peer)).collect())
     }
 
     /// What was found wrong with copies in this mount, and how many findings there were.
@@ -174,7 +179,7 @@ impl Driver {
     /// Sends chunks that an acknowledgement waits for before others, to each target that lacks them; beside each chunk the
     /// mask of targets that have it.
     pub fn await_chunks(&self, chunks: &[(ChunkTodo, u64)]) {
-        for peer in &self.uploader.peers {
+        for peer in self.uploader.all_peers() {
             let lacks = |(chunk, placed): &(ChunkTodo, u64)| (placed & peer.bit.mask() == 0).then_some(*chunk);
             let lacking: Vec<ChunkTodo> = chunks.iter().filter_map(lacks).collect();
             if !lacking.is_empty() {
@@ -182,6 +187,21 @@ impl Driver {
                 let _ = self.events.send((peer.bit, TargetEvent::Awaited(lacking)));
             }
         }
+    }
+
+    /// Takes one more target in.
+    pub fn add(&self, target: DriverTarget) {
+        let _ = self.changes.send(Change::Add(target));
+    }
+
+    /// Sends nothing more to a target, and forgets it.
+    pub fn remove(&self, bit: TargetBit) {
+        let _ = self.changes.send(Change::Remove(bit));
+    }
+
+    /// Looks again at everything that a target may lack: its rows were changed in bulk.
+    pub fn walk_anew(&self, bit: TargetBit) {
+        let _ = self.changes.send(Change::WalkAnew(bit));
     }
 
     /// Pauses a target, or lets it go on.
@@ -214,6 +234,14 @@ struct Batch {
     due: Instant,
 }
 
+/// A change of the set of targets.
+#[derive(Debug)]
+enum Change {
+    Add(DriverTarget),
+    Remove(TargetBit),
+    WalkAnew(TargetBit),
+}
+
 /// What a task brings back.
 type Done = (TargetBit, TargetEvent);
 
@@ -228,14 +256,18 @@ struct Run {
     /// Of each task: how to give it up, and what to tell the planner if it is lost to a panic.
     lost: BTreeMap<task::Id, (task::AbortHandle, Done)>,
     batches: BTreeMap<TargetBit, Batch>,
+    /// For the forwarders of targets that come later.
+    events: mpsc::UnboundedSender<Done>,
     /// Forwarders; they end with the loop.
-    _gates: JoinSet<()>,
+    forwarders: JoinSet<()>,
+    gates: BTreeMap<TargetBit, task::AbortHandle>,
 }
 
 impl Run {
     async fn run(
         mut self,
         mut inbox: mpsc::UnboundedReceiver<Done>,
+        mut changes: mpsc::UnboundedReceiver<Change>,
         mut chunks: watch::Receiver<u64>,
         mut stop: watch::Receiver<bool>,
     ) {
@@ -246,6 +278,7 @@ impl Run {
                 // An error means that the handle was dropped.
                 _ = stop.wait_for(|stop| *stop) => break,
                 Some((bit, event)) = inbox.recv() => self.target_event(bit, event),
+                Some(change) = changes.recv() => self.change(change),
                 Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.task_ended(done),
                 Ok(()) = chunks.changed() => self.handle(Event::Added),
                 () = sleep => self.handle(Event::Tick),
@@ -292,15 +325,52 @@ impl Run {
 
     fn publish(&self) {
         let mut views = self.views.lock();
-        for peer in &self.uploader.peers {
+        let peers = self.uploader.all_peers();
+        views.retain(|bit, _| peers.iter().any(|peer| peer.bit == *bit));
+        for peer in peers {
             if let Some(view) = self.planner.view(peer.bit) {
                 views.insert(peer.bit, view);
             }
         }
     }
 
-    fn peer(&self, bit: TargetBit) -> Option<&Peer> {
-        self.uploader.peers.iter().find(|peer| peer.bit == bit)
+    fn peer(&self, bit: TargetBit) -> Option<Arc<Peer>> {
+        self.uploader.peer(bit)
+    }
+
+    /// Targets come and go.
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Add(target) => {
+                let DriverTarget { bit, name, target, gate, requests_max } = target;
+                self.forget(bit);
+                self.planner.add(bit, requests_max, clock::instant());
+                let watched = forward_gate(bit, gate.clone(), self.events.clone());
+                let peer = Peer::new(bit, name, target, gate, self.options.copied_max);
+                self.uploader.peers.write().push(Arc::new(peer));
+                self.gates.insert(bit, self.forwarders.spawn(watched));
+            }
+            Change::Remove(bit) => self.forget(bit),
+            Change::WalkAnew(bit) => self.planner.walk_anew(bit),
+        }
+        self.handle(Event::Tick);
+    }
+
+    /// Gives up everything about a target. A task that ends all the same is not listened to.
+    fn forget(&mut self, bit: TargetBit) {
+        self.planner.remove(bit);
+        self.uploader.peers.write().retain(|peer| peer.bit != bit);
+        if let Some(forwarder) = self.gates.remove(&bit) {
+            forwarder.abort();
+        }
+        self.batches.remove(&bit);
+        self.lost.retain(|_, (handle, (of, _))| {
+            let stays = *of != bit;
+            if !stays {
+                handle.abort();
+            }
+            stays
+        });
     }
 
     fn perform(&mut self, bit: TargetBit, effect: Effect) {
@@ -362,7 +432,10 @@ impl Run {
     fn task_ended(&mut self, done: std::result::Result<(task::Id, Done), task::JoinError>) {
         let (bit, event) = match done {
             Ok((id, done)) => {
-                self.lost.remove(&id);
+                if self.lost.remove(&id).is_none() {
+                    // Of a target that was removed meanwhile.
+                    return;
+                }
                 done
             }
             Err(error) => {
@@ -436,7 +509,7 @@ async fn record(
     chunks: Vec<ChunkId>,
     placed: watch::Sender<u64>,
 ) -> TargetEvent {
-    let Some(peer) = uploader.peers.iter().find(|peer| peer.bit == bit) else {
+    let Some(peer) = uploader.peer(bit) else {
         return TargetEvent::Unconfirmed(chunks, broken("check place", ""));
     };
     match tokio::time::timeout(uploader.patience.answer, peer.target.check_place()).await {

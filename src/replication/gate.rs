@@ -101,6 +101,11 @@ impl GateWatch {
         self.state.borrow_and_update().clone()
     }
 
+    /// A keeper for this gate, after the one before has gone.
+    pub fn keeper(&self) -> GateKeeper {
+        GateKeeper { state: self.sender.clone(), asked: Arc::clone(&self.asked) }
+    }
+
     /// Wakes the keeper, which looks for work of its own; the gate stays as it is.
     pub fn nudge(&self) {
         self.asked.notify_one();

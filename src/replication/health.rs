@@ -234,6 +234,15 @@ impl Health {
         }
     }
 
+    /// Its identity was read: it answers. What is out of use need not wait for its own probe.
+    pub fn reached(&mut self, now: Instant) {
+        if matches!(self.state, State::Down | State::Blocked) {
+            self.trial = true;
+            self.not_before = now;
+            self.enter(State::Suspect, now);
+        }
+    }
+
     /// The probe failed.
     pub fn probe_failed(&mut self, now: Instant, failure: Failure, random: u64) {
         if self.state == State::Probing {

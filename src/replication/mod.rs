@@ -22,10 +22,12 @@ pub mod holds;
 pub mod limit;
 pub mod planner;
 pub mod queue;
+pub mod resync;
 pub mod segments;
 pub mod selection;
 pub mod shipper;
 pub mod source;
+pub mod stock;
 #[cfg(test)]
 mod test_world;
 pub mod upload;

@@ -141,14 +141,28 @@ impl Planner {
     /// A planner whose targets' gates are unknown and whose windows are empty. The first event starts it. Beside each
     /// target: requests in flight to it at most, if that is configured.
     pub fn new(config: Config, targets: impl IntoIterator<Item = (TargetBit, Option<u32>)>, now: Instant) -> Planner {
-        let state = |requests_max: Option<u32>| TargetState {
-            gate: Gate::Unknown,
-            queue: Queue::new(config.queue),
-            health: Health::new(config.health, now),
-            limit: Limit::new(requests_max.unwrap_or(config.requests_max)),
-        };
-        let targets = targets.into_iter().map(|(bit, requests_max)| (bit, state(requests_max))).collect();
+        let targets = targets
+            .into_iter()
+            .map(|(bit, requests_max)| (bit, TargetState::new(&config, requests_max, now)))
+            .collect();
         Planner { config, targets, now }
+    }
+
+    /// One more target, as in [`Planner::new`]; the next event starts it.
+    pub fn add(&mut self, bit: TargetBit, requests_max: Option<u32>, now: Instant) {
+        self.targets.insert(bit, TargetState::new(&self.config, requests_max, now));
+    }
+
+    /// Forgets a target; what is in flight to it means nothing any more.
+    pub fn remove(&mut self, bit: TargetBit) {
+        self.targets.remove(&bit);
+    }
+
+    /// The store's rows changed so that a target may lack what its walk has passed: it begins anew.
+    pub fn walk_anew(&mut self, bit: TargetBit) {
+        if let Some(target) = self.targets.get_mut(&bit) {
+            target.queue.walk_anew();
+        }
     }
 
     /// Takes an event; returns what to do now. `random` is fresh for each call.
@@ -159,9 +173,11 @@ impl Planner {
             Event::Tick => {}
             Event::Added => self.targets.values_mut().for_each(|target| target.queue.added()),
             Event::Target(bit, event) => {
-                let target = self.targets.get_mut(&bit).expect("events name targets that the planner was made with");
-                let effect = target.apply(now, event, random);
-                effects.extend(effect.map(|effect| (bit, effect)));
+                // One that was removed may still be told of.
+                if let Some(target) = self.targets.get_mut(&bit) {
+                    let effect = target.apply(now, event, random);
+                    effects.extend(effect.map(|effect| (bit, effect)));
+                }
             }
         }
         for (&bit, target) in &mut self.targets {
@@ -196,10 +212,24 @@ impl Planner {
 }
 
 impl TargetState {
+    fn new(config: &Config, requests_max: Option<u32>, now: Instant) -> TargetState {
+        TargetState {
+            gate: Gate::Unknown,
+            queue: Queue::new(config.queue),
+            health: Health::new(config.health, now),
+            limit: Limit::new(requests_max.unwrap_or(config.requests_max)),
+        }
+    }
+
     /// Takes what happened; returns what must follow at once, in the same flight.
     fn apply(&mut self, now: Instant, event: TargetEvent, random: u64) -> Option<Effect> {
         match event {
-            TargetEvent::Gate(gate) => self.gate = gate,
+            TargetEvent::Gate(gate) => {
+                if gate == Gate::Open && self.gate != Gate::Open {
+                    self.health.reached(now);
+                }
+                self.gate = gate;
+            }
             TargetEvent::Loaded(page) => self.queue.loaded(now, &page),
             TargetEvent::LoadFailed => self.queue.load_failed(now),
             TargetEvent::Awaited(chunks) => self.queue.awaited(now, &chunks),

@@ -173,6 +173,12 @@ impl Queue {
         }
     }
 
+    /// Looks at all rows again, from the first: what was passed may be lacking now.
+    pub fn walk_anew(&mut self) {
+        // Not in the middle of a page: the rewind comes after it.
+        self.rewind_at = Some(Instant::default());
+    }
+
     /// Where and how much to read from the store now, if the window has room; a page is then being read.
     pub fn load(&mut self, now: Instant) -> Option<(ChunkId, usize)> {
         if self.rewind_at.is_some_and(|at| now >= at) && !matches!(self.walk, Walk::Loading { .. }) {

@@ -31,6 +31,7 @@ use super::gate::{Gate, GateKeeper};
 use super::holds::JournalHolds;
 use super::segments;
 use super::selection::Order;
+use super::stock;
 use crate::clock::{self, Instant, Timestamp};
 use crate::format::key;
 use crate::format::segment::{self, Builder, Encoded, Place};
@@ -104,7 +105,7 @@ pub struct Shipper {
     name: String,
     progress: watch::Receiver<Progress>,
     control: Arc<Control>,
-    task: JoinHandle<()>,
+    task: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What others ask of a shipper.
@@ -154,6 +155,7 @@ impl Shipper {
         worker.report(None);
         worker.note_holds();
         let task = tokio::spawn(async move { worker.run().await });
+        let task = tokio::sync::Mutex::new(Some(task));
         Shipper { bit, name: name.to_owned(), progress, control, task }
     }
 
@@ -198,9 +200,15 @@ impl Shipper {
 
     /// Ends the task; what was stored is sent by the next mount.
     pub async fn stop(self) {
+        self.end().await;
+    }
+
+    /// As [`Shipper::stop`], while others still look at it.
+    pub async fn end(&self) {
         self.control.stop.send_replace(true);
-        let Shipper { task, .. } = self;
-        if let Err(error) = task.await {
+        if let Some(task) = self.task.lock().await.take()
+            && let Err(error) = task.await
+        {
             tracing::error!(%error, "a shipper ended with a panic");
         }
     }
@@ -363,16 +371,24 @@ impl Worker {
             Verdict::MetAgain(met) => {
                 contact::take_over(&self.shared.meta, &self.target, &self.name, self.bit, &met).await?;
             }
+            Verdict::Behind { reason } => {
+                let announced = evidence.writers.contains(&(self.shared.me.epoch, self.shared.me.writer));
+                stock::lost(&self.shared, self.bit, &self.name, &reason, announced).await?;
+            }
             Verdict::Ours if !own.cursor.initialised => self.shared.meta.set_initialised(self.bit)?,
             Verdict::Ours => {}
             Verdict::Blocked { reason, hint } => return Ok(Gate::Blocked { reason, hint }),
             Verdict::Conflict { reason, hint } => return Ok(Gate::Fenced { reason, hint }),
         }
+        let listed = stock::take(&self.shared, self.bit, &self.name, &self.target).await?;
         self.writers_listed = Some(clock::instant());
-        if own.cursor.contact_epoch < self.shared.me.epoch {
+        if self.shared.meta.cursor(self.bit)?.contact_epoch < self.shared.me.epoch {
             // What the last mount had built goes first, under its old keys (T7).
             self.send_stored().await?;
             contact::announce(&self.shared.meta, &self.target, &self.shared.me, self.bit).await?;
+        }
+        if listed {
+            stock::sign(&self.shared, self.bit).await?;
         }
         Ok(Gate::Open)
     }
@@ -590,7 +606,7 @@ fn build(shared: &Shared, bit: TargetBit) -> meta::Result<Round> {
 }
 
 /// Where this mount's next segment of a target goes.
-fn next_place(shared: &Shared, cursor: &Cursor) -> Place {
+pub(super) fn next_place(shared: &Shared, cursor: &Cursor) -> Place {
     let Me { filesystem, epoch, writer, .. } = &shared.me;
     let n = cursor.built.map_or(SegmentNumber(0), |built| built.n).next();
     Place { filesystem: *filesystem, target: cursor.id, epoch: *epoch, writer: *writer, n }

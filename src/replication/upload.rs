@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::gate::{Gate, GateWatch};
@@ -73,7 +73,8 @@ pub struct Uploader {
     /// The number of this mount (S5).
     pub(super) mount: u64,
     pub(super) patience: Patience,
-    pub(super) peers: Vec<Peer>,
+    /// In the order in which they came. Targets come and go.
+    pub(super) peers: RwLock<Vec<Arc<Peer>>>,
     pub(super) findings: Findings,
 }
 
@@ -106,9 +107,20 @@ impl Peer {
 }
 
 impl Uploader {
+    /// The target with this bit, while it takes part.
+    pub(super) fn peer(&self, bit: TargetBit) -> Option<Arc<Peer>> {
+        self.peers.read().iter().find(|peer| peer.bit == bit).cloned()
+    }
+
+    /// All targets.
+    pub(super) fn all_peers(&self) -> Vec<Arc<Peer>> {
+        self.peers.read().clone()
+    }
+
     /// Puts `chunk` on the target `bit`.
     pub async fn put(self: &Arc<Uploader>, bit: TargetBit, chunk: ChunkTodo) -> Outcome {
-        let Some(peer) = self.peers.iter().find(|peer| peer.bit == bit) else { return Outcome::Unsendable };
+        let Some(peer) = self.peer(bit) else { return Outcome::Unsendable };
+        let peer = peer.as_ref();
         let meta = Arc::clone(&self.meta);
         let sources = match blocking(move || meta.chunk_sources(chunk.id)).await {
             Some(Ok(Some(sources))) => sources,
@@ -145,8 +157,8 @@ impl Uploader {
     /// Asks the other targets that have the chunk, one after the other.
     async fn fetch(&self, receiver: &Peer, sources: &ChunkSources) -> Option<CheckedChunk> {
         let ChunkTodo { hash, length, .. } = sources.chunk;
-        let has = |peer: &&Peer| peer.bit != receiver.bit && sources.placed & peer.bit.mask() != 0;
-        for peer in self.peers.iter().filter(has) {
+        let has = |peer: &Arc<Peer>| peer.bit != receiver.bit && sources.placed & peer.bit.mask() != 0;
+        for peer in self.all_peers().into_iter().filter(has) {
             if peer.gate.state() != Gate::Open {
                 continue;
             }

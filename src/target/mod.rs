@@ -17,6 +17,7 @@ pub mod operator;
 pub mod pace;
 pub mod probe;
 pub mod service;
+pub mod swap;
 mod transport;
 mod wire;
 
