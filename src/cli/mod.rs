@@ -18,6 +18,7 @@ mod configured;
 mod demo;
 mod flush;
 mod mount;
+mod mount_helper;
 mod output;
 mod progress;
 mod reach;
@@ -59,9 +60,10 @@ enum Command {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let outcome = match arguments.command {
-        Command::Mount(command) => command.run(),
+    let given: Vec<_> = std::env::args_os().collect();
+    let Some(arguments) = mount_helper::translate(given) else { return ExitCode::SUCCESS };
+    let outcome = match Arguments::parse_from(&arguments).command {
+        Command::Mount(command) => command.run(&arguments),
         Command::Umount(command) => command.run(),
         Command::Flush(command) => command.run(),
         Command::Status(command) => command.run(),

@@ -1,5 +1,6 @@
 //! `tandemfs mount`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -29,7 +30,7 @@ pub struct Mount {
     /// Stay in the foreground and log to stderr, too
     #[arg(long)]
     foreground: bool,
-    /// Options as in fstab(5): allow_other, suid, dev, noexec, ro, nonempty
+    /// Options as in fstab(5): allow_other, suid, dev, noexec, ro, nonempty, fsname=, subtype=
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Accept a state directory on a network filesystem or on FUSE
@@ -41,19 +42,19 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Runs the command.
-    pub fn run(self) -> Outcome {
+    /// Runs the command; `arguments` are those it was parsed from, for the daemon to start with.
+    pub fn run(self, arguments: &[OsString]) -> Outcome {
         let fuse = fuse_options::parse(self.options.iter().map(String::as_str))?;
         let config = self.configured.read()?;
         let mountpoint = self.mountpoint.or_else(|| config.mountpoint.clone()).ok_or_else(|| {
             Error::new(ErrorKind::Usage, "no mountpoint").hint("name one: tandemfs mount MOUNTPOINT …")
         })?;
         if !self.foreground && !self.report_ready {
-            return background::start();
+            return background::start(arguments);
         }
         let options = Options {
             mountpoint,
-            state_dir: self.state_dir.or_else(|| config.state_dir.clone()),
+            state_dir: self.state_dir.or_else(|| fuse.state_dir.clone()).or_else(|| config.state_dir.clone()),
             read_only: self.read_only || fuse.mount.read_only,
             force: self.force,
             background: self.report_ready,

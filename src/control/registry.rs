@@ -27,6 +27,13 @@ pub struct Entry {
     pub pid: u32,
     /// Name of the filesystem.
     pub name: String,
+    /// The type that the kernel's table shows for the mount.
+    #[serde(default = "usual_kind")]
+    pub kind: String,
+}
+
+fn usual_kind() -> String {
+    "fuse.tandemfs".into()
 }
 
 /// A directory of entries.
@@ -203,7 +210,13 @@ mod tests {
     use super::*;
 
     fn entry(mountpoint: &Path, pid: u32) -> Entry {
-        Entry { mountpoint: mountpoint.into(), state_dir: Path::new("/state").into(), pid, name: "photos".into() }
+        Entry {
+            mountpoint: mountpoint.into(),
+            state_dir: Path::new("/state").into(),
+            pid,
+            name: "photos".into(),
+            kind: usual_kind(),
+        }
     }
 
     #[test]

@@ -317,7 +317,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -329,7 +329,8 @@ impl Filesystem for Adapter {
     ) {
         // A write through the page cache was preceded by a SETATTR if there was anything to clear; a direct one was not.
         let direct = flags.0 & libc::O_DIRECT != 0;
-        let kill_set_ids = direct && write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let kill_set_ids =
+            (direct && write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)).then(|| caller(request));
         self.reply_write(inode(ino), handle.0, offset, data, kill_set_ids, reply);
     }
 
@@ -394,18 +395,25 @@ impl Filesystem for Adapter {
     fn copy_file_range(
         &self,
         _request: &Request,
-        _ino_in: INodeNo,
+        ino_in: INodeNo,
         _handle_in: FileHandle,
-        _offset_in: u64,
-        _ino_out: INodeNo,
+        offset_in: u64,
+        ino_out: INodeNo,
         _handle_out: FileHandle,
-        _offset_out: u64,
-        _length: u64,
+        offset_out: u64,
+        length: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The kernel copies by itself from then on.
-        reply.error(fuser::Errno::ENOSYS);
+        let copied = self.run("copy_file_range", |vfs| {
+            vfs.copy_range((inode(ino_in), offset_in), (inode(ino_out), offset_out), length)
+        });
+        match copied {
+            Ok(Some(length)) => reply.written(length as u32),
+            // For this call only, the kernel copies by itself. With ENOSYS it would never ask again.
+            Ok(None) => reply.error(fuser::Errno::EOPNOTSUPP),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn ioctl(

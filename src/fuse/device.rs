@@ -15,15 +15,17 @@ use std::process::{Command, Stdio};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType};
 
-/// Filesystem type that `findmnt` and `/proc/mounts` show: `fuse.tandemfs`.
+/// What comes after the dot in the filesystem type that `findmnt` and `/proc/mounts` show, unless asked for otherwise.
 const SUBTYPE: &str = "tandemfs";
 const HELPER: &str = "fusermount3";
 
 /// How to mount. Set-id programs and devices are off unless asked for (D5).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountOptions {
     /// What `mount` and `df` show as source.
     pub source: String,
+    /// The type is `fuse.SUBTYPE`, or only `fuse`.
+    pub subtype: Option<String>,
     /// Other users than the one who mounts may enter.
     pub allow_other: bool,
     /// Honour set-user-id and set-group-id bits.
@@ -34,6 +36,27 @@ pub struct MountOptions {
     pub noexec: bool,
     /// Nothing can be changed.
     pub read_only: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> MountOptions {
+        MountOptions {
+            source: String::new(),
+            subtype: Some(SUBTYPE.into()),
+            allow_other: false,
+            suid: false,
+            dev: false,
+            noexec: false,
+            read_only: false,
+        }
+    }
+}
+
+impl MountOptions {
+    /// The filesystem type as the kernel's table shows it.
+    pub fn kind(&self) -> String {
+        self.subtype.as_ref().map_or_else(|| "fuse".into(), |subtype| format!("fuse.{subtype}"))
+    }
 }
 
 /// How to unmount.
@@ -90,7 +113,7 @@ fn mount_directly(mountpoint: &Path, options: &MountOptions) -> io::Result<Owned
     }
     let source = c_string(options.source.as_bytes())?;
     let target = c_string(mountpoint.as_os_str().as_bytes())?;
-    let kind = c_string(format!("fuse.{SUBTYPE}").as_bytes())?;
+    let kind = c_string(options.kind().as_bytes())?;
     let data = c_string(data.as_bytes())?;
     let mut flags = 0;
     for (set, flag) in [
@@ -109,8 +132,8 @@ fn mount_directly(mountpoint: &Path, options: &MountOptions) -> io::Result<Owned
 /// The helper mounts for us and sends the device over a socket, which it gets as its standard input.
 fn mount_with_helper(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> {
     let (ours, its) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    let mut words = vec![format!("fsname={}", escape(&options.source)), format!("subtype={SUBTYPE}")];
-    words.push("default_permissions".into());
+    let mut words = vec![format!("fsname={}", escape(&options.source)), "default_permissions".into()];
+    words.extend(options.subtype.iter().map(|subtype| format!("subtype={}", escape(subtype))));
     for (set, word) in [
         (options.allow_other, "allow_other"),
         (options.suid, "suid"),
@@ -158,9 +181,11 @@ fn escape(source: &str) -> String {
     source.replace('\\', "\\\\").replace(',', "\\,")
 }
 
+/// Another kind than that of a missing `/dev/fuse`, which wants another remedy.
 fn no_helper(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::NotFound {
-        return io::Error::new(error.kind(), format!("{HELPER} is needed to mount without root; install fuse3"));
+        let needed = format!("{HELPER} is needed for users other than root, and is not installed");
+        return io::Error::new(io::ErrorKind::PermissionDenied, needed);
     }
     error
 }

@@ -14,8 +14,8 @@ use super::adapter::{Adapter, catch, panicked};
 use super::errno::reply as errno;
 use crate::id::InodeId;
 use crate::read::Outcome;
-use crate::vfs::Result;
 use crate::vfs::io::{Opened, Written};
+use crate::vfs::{Caller, Result};
 
 thread_local! {
     /// Where a request's thread reads local bytes into; kept, as the largest request is 1 MiB.
@@ -44,20 +44,21 @@ impl Adapter {
         });
     }
 
-    /// Writes and answers, now if that takes no waiting. `kill_set_ids`: the kernel leaves clearing set-id bits to us.
+    /// Writes and answers, now if that takes no waiting. `kill_set_ids`: the kernel leaves clearing set-id bits to us, for
+    /// this caller.
     pub(super) fn reply_write(
         &self,
         ino: InodeId,
         handle: u64,
         offset: u64,
         data: &[u8],
-        kill_set_ids: bool,
+        kill_set_ids: Option<Caller>,
         reply: ReplyWrite,
     ) {
         let length = data.len() as u32;
         let written = catch(&self.panics, "write", || {
-            if kill_set_ids {
-                self.vfs.clear_set_ids(ino)?;
+            if let Some(caller) = &kill_set_ids {
+                self.vfs.clear_set_ids(caller, ino)?;
             }
             self.vfs.write_now(ino, handle, offset, data)
         });

@@ -244,6 +244,14 @@ impl Chunks<'_> {
 }
 
 impl Tx<'_> {
+    /// Hash and length of a chunk.
+    pub(super) fn chunk_name(&self, chunk: ChunkId) -> Result<(ChunkHash, u64)> {
+        Ok(self
+            .conn()
+            .prepare_cached("SELECT hash, length FROM chunk WHERE id = ?1")?
+            .query_row([chunk], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))?)
+    }
+
     /// The row of a chunk, made if it is new. The caller adds references in the same transaction, which revive a dead one.
     pub(crate) fn store_chunk(&mut self, hash: ChunkHash, length: u64) -> Result<ChunkId> {
         let known: Option<(ChunkId, i64, bool)> = self
@@ -277,7 +285,7 @@ impl Tx<'_> {
 }
 
 /// Appends an extent, merged with the one before if it goes on in the same chunk (O4).
-fn push_merged(extents: &mut Vec<Extent>, next: Extent) {
+pub(super) fn push_merged(extents: &mut Vec<Extent>, next: Extent) {
     if let Some(last) = extents.last_mut()
         && last.chunk == next.chunk
         && last.offset + last.length == next.offset

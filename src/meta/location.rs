@@ -52,23 +52,37 @@ impl Meta {
         })
     }
 
-    /// Where the next data (or, with `hole`, the next hole) of the committed content is, from `offset` on; the end of the
-    /// file is a hole. `None`: no data behind.
-    pub fn seek(&self, ino: InodeId, offset: u64, hole: bool) -> Result<Option<u64>> {
-        self.read(|conn| {
-            let inode = Inode::get(conn, ino)?;
-            let mut at = offset;
-            if let Some(manifest) = inode.manifest {
-                for row in extent::rows(conn, manifest, offset, inode.size.saturating_sub(offset))? {
-                    match hole {
-                        false => return Ok(Some(row.offset.max(offset))),
-                        true if row.offset > at => break,
-                        true => at = row.offset + row.length,
-                    }
+    /// Where in `range` the next data (or, with `hole`, the next hole) of the committed content begins. `None`: nowhere.
+    pub fn seek(&self, ino: InodeId, range: Range<u64>, hole: bool) -> Result<Option<u64>> {
+        // A search for data ends with the first row, one for a hole walks rows that follow each other.
+        const PAGE: u64 = 256 << 20;
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at.saturating_add(PAGE));
+            let found = self.read(|conn| {
+                let inode = Inode::get(conn, ino)?;
+                let rows = match inode.manifest {
+                    Some(manifest) => extent::rows(conn, manifest, at, end - at)?,
+                    None => Vec::new(),
+                };
+                if !hole {
+                    return Ok(rows.first().map(|row| row.offset.max(at)));
                 }
+                let mut covered = at;
+                for row in &rows {
+                    if row.offset > covered {
+                        break;
+                    }
+                    covered = row.end();
+                }
+                Ok((covered < end).then_some(covered))
+            })?;
+            if found.is_some() {
+                return Ok(found);
             }
-            Ok(hole.then_some(at.min(inode.size)))
-        })
+            at = end;
+        }
+        Ok(None)
     }
 
     /// Bytes that all chunk files with a row take on disk.

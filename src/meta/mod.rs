@@ -40,6 +40,7 @@ pub mod resync;
 #[cfg(test)]
 mod script_tests;
 pub mod session;
+pub mod share;
 pub mod shipping;
 pub mod slot;
 mod store;

@@ -90,6 +90,9 @@ fn check_name(name: &[u8]) -> Result<()> {
         Err(Errno::INVAL.into())
     } else if !is_supported(name) {
         Err(Errno::OPNOTSUPP.into())
+    } else if name.ends_with(b".") && name.iter().filter(|&&byte| byte == b'.').count() == 1 {
+        // Only a prefix.
+        Err(Errno::INVAL.into())
     } else {
         Ok(())
     }
@@ -178,12 +181,14 @@ impl Tx<'_> {
         Ok(inode)
     }
 
-    /// Removes an attribute: `ENODATA` if it is not there.
+    /// Removes an attribute: `ENODATA` if it is not there, but for access control lists, which everything has: one that
+    /// says no more than the mode.
     pub fn remove_xattr(&mut self, ino: InodeId, name: &[u8], time: Timestamp) -> Result<Inode> {
         check_name(name)?;
         let mut inode = Inode::get(self.conn(), ino)?;
         if find(self.conn(), ino, name)?.is_none() {
-            return Err(Errno::NODATA.into());
+            let is_list = name == acl::ACCESS || name == acl::DEFAULT;
+            return if is_list { Ok(inode) } else { Err(Errno::NODATA.into()) };
         }
         delete(self, ino, name)?;
         inode.ctime = time;

@@ -8,6 +8,7 @@
 //!      exit 0 or with error      stdin, stdout to /dev/null, stderr to the log
 //! ```
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -29,17 +30,19 @@ enum Report {
     Error(Error),
 }
 
-/// Starts the daemon with the arguments of this process, and returns when the filesystem is usable or has failed.
-pub fn start() -> Result<(), Error> {
+/// Starts the daemon with `arguments`, the first of which is the name it runs under, and returns when the filesystem is
+/// usable or has failed.
+pub fn start(arguments: &[OsString]) -> Result<(), Error> {
     let failed = |e: std::io::Error| Error::failed(format!("start the daemon: {e}"));
-    let mut arguments = std::env::args_os();
-    let name = arguments.next().unwrap_or_else(|| "tandemfs".into());
+    let (name, arguments) = arguments.split_first().ok_or_else(|| Error::failed("start the daemon: no name"))?;
     // By its path, so that `ps` shows the name; by the link where the file was replaced meanwhile.
     let program = std::env::current_exe().ok().filter(|path| path.exists());
     let mut child = Command::new(program.as_deref().unwrap_or(Path::new("/proc/self/exe")))
         .arg0(name)
-        .args(arguments)
+        // Before the others: after "--" it would be the name of a file.
+        .args(&arguments[..arguments.len().min(1)])
         .arg(REPORT_READY)
+        .args(arguments.iter().skip(1))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

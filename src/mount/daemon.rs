@@ -31,7 +31,7 @@ use super::settings::{Options, Target};
 use super::state_dir::{self, StateDir};
 use super::table::Table;
 use super::tasks::Tasks;
-use super::{log, mountpoint, store, unmount};
+use super::{log, mountpoint, store, systemd, unmount};
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::ChunkFiles;
 use crate::chunk::open::OpenFiles;
@@ -70,8 +70,7 @@ pub fn run(options: Options) -> Result<(), Error> {
             if let Err(error) = &ready {
                 tracing::error!(%error, "unmounting again");
             } else {
-                // Fails only where no systemd asked for it.
-                let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+                systemd::ready();
             }
             daemon.serve(ready.is_err())
         }
@@ -95,6 +94,8 @@ struct Daemon {
     tasks: Tasks,
     read_only: bool,
     mountpoint: PathBuf,
+    /// The type that the kernel's table shows for the mount.
+    kind: String,
     runtime: Runtime,
     state_dir: StateDir,
 }
@@ -216,7 +217,11 @@ impl Daemon {
                 .map_err(|e| Error::failed(format!("make the control socket in {}: {e}", state_path.display())))?
         };
         let mut mount = options.fuse.mount.clone();
-        mount.source = meta.filesystem_text("name").map_err(internal)?;
+        let name = meta.filesystem_text("name").map_err(internal)?;
+        if mount.source.is_empty() {
+            mount.source = name.clone();
+        }
+        let kind = mount.kind();
         mount.read_only |= read_only;
         let session_options = fuse::session::Options { mount, runtime: runtime.handle().clone() };
         let session = fuse::Session::start(vfs, &mountpoint, &session_options).map_err(mount_failed(&mountpoint))?;
@@ -225,16 +230,18 @@ impl Daemon {
                 mountpoint: mountpoint.as_path().into(),
                 state_dir: state_path.as_path().into(),
                 pid: std::process::id(),
-                name: session_options.mount.source.clone(),
+                name: name.clone(),
+                kind: kind.clone(),
             })
             .map_err(|e| {
-                let _ = unmount::unmount(&mountpoint, true);
+                let _ = unmount::unmount(&mountpoint, &kind, true);
                 Error::failed(format!("note the mount for \"tandemfs status\": {e}"))
             })?;
         let server = Arc::new(server);
         let served = Served {
             parts: live.clone(),
             mountpoint: mountpoint.clone(),
+            kind: kind.clone(),
             state_dir: state_path,
             read_only,
             ending: ending.clone(),
@@ -243,7 +250,7 @@ impl Daemon {
             let server = server.clone();
             runtime.spawn(async move { server.serve(Arc::new(served)).await });
         }
-        tracing::info!(mountpoint = %mountpoint.display(), name = session_options.mount.source, rebooted, "mounted");
+        tracing::info!(mountpoint = %mountpoint.display(), name, kind, rebooted, "mounted");
         Ok(Daemon {
             _registered: registered,
             session,
@@ -254,6 +261,7 @@ impl Daemon {
             tasks,
             read_only,
             mountpoint,
+            kind,
             runtime,
             state_dir,
         })
@@ -261,12 +269,12 @@ impl Daemon {
 
     /// Serves until the mount is gone and targets had their time. `unwanted`: nobody waits for it, end at once.
     fn serve(self, unwanted: bool) -> Result<(), Error> {
-        let Daemon { session, live, ending, mountpoint, runtime, read_only, server, .. } = &self;
+        let Daemon { session, live, ending, mountpoint, kind, runtime, read_only, server, .. } = &self;
         let outcome = runtime.block_on(async {
             let mut signals = Signals::new()?;
-            wait_unmounted(session, mountpoint, &mut signals, unwanted).await;
+            let asked = wait_unmounted(session, (mountpoint, kind), &mut signals, unwanted).await;
             ending.set_unmounted();
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+            systemd::stopping();
             tracing::info!("unmounted");
             let outcome = if *read_only {
                 Ok(Unmounted { seq: live.meta.head().0 })
@@ -282,7 +290,8 @@ impl Daemon {
                 tokio::select! {
                     outcome = whole => outcome,
                     () = ending.hand_over_asked() => Err(Error::failed("a new mount took over")),
-                    () = signals.next() => Err(Error::failed("ended by a signal")),
+                    () = end_asked(&mut signals, asked) => Err(Error::failed("ended by a signal")),
+                    () = systemd::extend(live, ending) => unreachable!("it goes on for ever"),
                 }
             };
             match &outcome {
@@ -441,7 +450,9 @@ fn mount_failed(mountpoint: &Path) -> impl Fn(std::io::Error) -> Error {
         let failed = Error::failed(format!("mount {}: {error}", mountpoint.display()));
         match error.kind() {
             std::io::ErrorKind::NotFound => failed.hint("is there a /dev/fuse? load the module: modprobe fuse"),
-            std::io::ErrorKind::PermissionDenied => failed.hint("mount as root, or install fuse3 for fusermount3"),
+            std::io::ErrorKind::PermissionDenied => {
+                failed.hint("mount as root, or install fusermount3: apt install fuse3, dnf install fuse3")
+            }
             _ => failed,
         }
     }
@@ -467,22 +478,28 @@ impl Signals {
     }
 }
 
-/// Waits until the mount is gone. After a signal takes it away itself: lazily when programs do not let go in time.
-async fn wait_unmounted(session: &fuse::Session, mountpoint: &Path, signals: &mut Signals, unwanted: bool) {
+/// Waits until the mount is gone. After a signal takes it away itself: lazily when programs do not let go in time. Returns
+/// true if it was a signal that asked for it.
+async fn wait_unmounted(
+    session: &fuse::Session,
+    (mountpoint, kind): (&Path, &str),
+    signals: &mut Signals,
+    unwanted: bool,
+) -> bool {
     let look = Duration::from_millis(20);
     let mut asked = unwanted.then(clock::instant);
     let mut lazily_at = None;
     while !session.has_ended() {
         if let Some(since) = asked {
             let lazy = unwanted || clock::instant().since(since) >= LET_GO;
-            match unmount::unmount(mountpoint, lazy) {
+            match unmount::unmount(mountpoint, kind, lazy) {
                 Ok(()) if lazy => lazily_at = lazily_at.or(Some(clock::instant())),
                 Ok(()) | Err(unmount::Error::Busy { .. }) => {}
                 Err(unmount::Error::Io(error)) => tracing::warn!(%error, "cannot unmount, will be tried again"),
             }
             // Out of the tree, but still in use: what programs write from here on is not waited for.
             if lazily_at.is_some_and(|at| clock::instant().since(at) > Duration::from_secs(1)) {
-                return;
+                return true;
             }
         }
         tokio::select! {
@@ -499,6 +516,17 @@ async fn wait_unmounted(session: &fuse::Session, mountpoint: &Path, signals: &mu
             () = tokio::time::sleep(look) => {}
         }
     }
+    asked.is_some()
+}
+
+/// Waits for the signal that ends draining: the second one, also when the mount went without any (D7: systemd signals the
+/// daemons of a mount unit right after umount(8)).
+async fn end_asked(signals: &mut Signals, asked: bool) {
+    if !asked {
+        signals.next().await;
+        tracing::info!("asked to end by a signal; the next one ends at once");
+    }
+    signals.next().await;
 }
 
 /// Brings targets up to date after the mount is gone, as long as the ending allows.

@@ -24,6 +24,7 @@ pub mod served;
 pub mod settings;
 pub mod state_dir;
 pub mod store;
+pub mod systemd;
 pub mod table;
 pub mod tasks;
 pub mod unmount;

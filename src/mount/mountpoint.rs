@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::nesting::{dead_mount, resolved};
 use super::unmount;
+use crate::control::registry::Registry;
 use crate::control::{Error, ErrorKind};
+use crate::fuse::MountOptions;
 
 /// Checks that something can be mounted at `path`; returns it absolute and without symbolic links. What the death of an
 /// earlier daemon left mounted there is no obstacle: [`clear`] takes it away once the state directory is locked.
@@ -13,8 +15,10 @@ pub fn check(path: &Path, nonempty: bool) -> Result<PathBuf, Error> {
     let usage = |message: String| Error::new(ErrorKind::Usage, message);
     let absolute = std::path::absolute(path).map_err(|e| usage(format!("mountpoint {}: {e}", path.display())))?;
     let mountpoint = resolved(&absolute).map_err(|e| usage(format!("mountpoint {}: {e}", path.display())))?;
+    if is_dead(&mountpoint) {
+        return Ok(mountpoint);
+    }
     match std::fs::metadata(&mountpoint) {
-        Err(e) if dead_mount(&e) => return Ok(mountpoint),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Err(usage(format!("mountpoint {} does not exist", path.display()))
                 .hint(format!("create it: mkdir -p {}", path.display())));
@@ -28,7 +32,8 @@ pub fn check(path: &Path, nonempty: bool) -> Result<PathBuf, Error> {
     if mountpoint == Path::new("/") {
         return Err(usage("cannot mount over the root directory".into()).hint("name a directory below it"));
     }
-    let mounted = unmount::is_mounted(&mountpoint).map_err(|e| Error::failed(format!("read the mount table: {e}")))?;
+    let mounted = unmount::is_mounted(&mountpoint, &recorded_kind(&mountpoint))
+        .map_err(|e| Error::failed(format!("read the mount table: {e}")))?;
     if mounted {
         return Err(Error::new(ErrorKind::Busy, format!("a TandemFS is mounted at {} already", path.display()))
             .hint(format!("unmount it first: tandemfs umount {}", path.display())));
@@ -44,14 +49,23 @@ pub fn check(path: &Path, nonempty: bool) -> Result<PathBuf, Error> {
 /// Takes away the mount of a daemon that died: every call on it gives ENOTCONN. The caller holds the lock of its state
 /// directory, so the daemon is gone for sure.
 pub fn clear(mountpoint: &Path) -> Result<(), Error> {
-    match std::fs::metadata(mountpoint) {
-        Err(e) if dead_mount(&e) => {
-            tracing::info!(mountpoint = %mountpoint.display(), "taking away the mount of a daemon that died");
-            unmount::unmount(mountpoint, true)
-                .map_err(|e| Error::failed(format!("unmount {}: {e}", mountpoint.display())))
-        }
-        _ => Ok(()),
+    if !is_dead(mountpoint) {
+        return Ok(());
     }
+    tracing::info!(mountpoint = %mountpoint.display(), "taking away the mount of a daemon that died");
+    unmount::unmount(mountpoint, &recorded_kind(mountpoint), true)
+        .map_err(|e| Error::failed(format!("unmount {}: {e}", mountpoint.display())))
+}
+
+/// True if the mount of a dead daemon lies there. `stat` would not say so while the kernel remembers the answer of the
+/// living one; statfs(2) asks each time.
+fn is_dead(mountpoint: &Path) -> bool {
+    rustix::fs::statfs(mountpoint).is_err_and(|errno| dead_mount(&errno.into()))
+}
+
+/// The filesystem type of a mount of ours at `mountpoint`: what its daemon recorded (`-o subtype=`), else the usual one.
+fn recorded_kind(mountpoint: &Path) -> String {
+    Registry::of_user().find(mountpoint).map_or_else(|| MountOptions::default().kind(), |entry| entry.kind)
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ use crate::control::{
 pub struct Served {
     pub parts: Arc<dyn Parts>,
     pub mountpoint: PathBuf,
+    /// The type that the kernel's table shows for the mount.
+    pub kind: String,
     pub state_dir: PathBuf,
     pub read_only: bool,
     pub ending: Arc<Ending>,
@@ -51,8 +53,8 @@ impl Daemon for Served {
             }
         }
         progress.send(Progress { phase: Phase::Unmounting, targets: Vec::new() });
-        let mountpoint = self.mountpoint.clone();
-        let unmounted = tokio::task::spawn_blocking(move || unmount::unmount(&mountpoint, request.force)).await;
+        let (mountpoint, kind) = (self.mountpoint.clone(), self.kind.clone());
+        let unmounted = tokio::task::spawn_blocking(move || unmount::unmount(&mountpoint, &kind, request.force)).await;
         match unmounted.map_err(|panic| Error::failed(panic.to_string()))? {
             Ok(()) => self.ending.outcome().await,
             Err(unmount::Error::Busy { users }) => Err(Error::new(

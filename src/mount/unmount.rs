@@ -30,10 +30,10 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
-/// Unmounts `mountpoint`; that nothing of ours is mounted there is success. `lazy` takes it out of the tree at once and
-/// lets programs finish with it.
-pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
-    if !is_mounted(mountpoint)? {
+/// Unmounts the filesystem of type `kind` at `mountpoint`; that none is mounted there is success. `lazy` takes it out of
+/// the tree at once and lets programs finish with it.
+pub fn unmount(mountpoint: &Path, kind: &str, lazy: bool) -> Result<(), Error> {
+    if !is_mounted(mountpoint, kind)? {
         return Ok(());
     }
     let how = if lazy { Unmount::Lazy } else { Unmount::Clean };
@@ -46,9 +46,10 @@ pub fn unmount(mountpoint: &Path, lazy: bool) -> Result<(), Error> {
     }
 }
 
-/// True if a TandemFS is mounted at `mountpoint`, by the kernel's table: it answers also when the mount hangs.
-pub fn is_mounted(mountpoint: &Path) -> io::Result<bool> {
-    Ok(Table::read()?.at(mountpoint).is_some_and(|mount| mount.kind == b"fuse.tandemfs"))
+/// True if a filesystem of type `kind` is mounted on top at `mountpoint`, by the kernel's table: it answers also when the
+/// mount hangs.
+pub fn is_mounted(mountpoint: &Path, kind: &str) -> io::Result<bool> {
+    Ok(Table::read()?.at(mountpoint).is_some_and(|mount| mount.kind == kind.as_bytes()))
 }
 
 /// Processes that use `mountpoint`, as far as this user may see and [`LOOK_SECONDS`] allow: reading what the kernel tells of a
@@ -115,7 +116,7 @@ mod tests {
     #[test]
     fn what_is_not_mounted_is_unmounted() {
         let dir = tempfile::tempdir().unwrap();
-        unmount(dir.path(), false).unwrap();
+        unmount(dir.path(), "fuse.tandemfs", false).unwrap();
     }
 
     #[test]

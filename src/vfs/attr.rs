@@ -72,9 +72,9 @@ impl Vfs {
     }
 
     /// Takes the set-id bits away that a write by an unprivileged caller must not leave.
-    pub fn clear_set_ids(&self, ino: InodeId) -> Result<()> {
+    pub fn clear_set_ids(&self, caller: &Caller, ino: InodeId) -> Result<()> {
         let inode = self.meta.inode(ino).map_err(|error| errno("write", ino, &error))?;
-        let Some(mode) = without_set_ids(&inode) else { return Ok(()) };
+        let Some(mode) = without_set_ids(&inode, caller) else { return Ok(()) };
         let (change, now) = (AttributeChange { mode: Some(mode), ..AttributeChange::default() }, clock::now());
         self.write("write", ino, |tx| tx.set_attributes(ino, &change, now))?;
         self.files.attributes_set(ino, None, now);
@@ -87,12 +87,16 @@ fn mode_without_set_ids(inode: &Inode, caller: &Caller, set: &SetAttributes) -> 
     let owner = set.uid.is_some() || set.gid.is_some();
     let size = set.size.is_some() && !caller.is_privileged();
     let empty = *set == SetAttributes::default();
-    if (owner || size || empty) && !inode.is_dir() { without_set_ids(inode) } else { None }
+    if (owner || size || empty) && !inode.is_dir() { without_set_ids(inode, caller) } else { None }
 }
 
-/// Set-gid without the group's execute bit is not a privilege (it once marked mandatory locking) and stays.
-fn without_set_ids(inode: &Inode) -> Option<u32> {
-    let set_gid = if inode.mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
-    let mode = inode.mode & !(libc::S_ISUID | set_gid);
+/// Set-gid without the group's execute bit is not a privilege (it once marked mandatory locking): the members of the group
+/// keep it, others do not, as everywhere since Linux 6.2.
+fn without_set_ids(inode: &Inode, caller: &Caller) -> Option<u32> {
+    let mut mode = inode.mode & !libc::S_ISUID;
+    let may_keep = || caller.is_privileged() || caller.is_in_group(inode.gid);
+    if mode & libc::S_ISGID != 0 && (mode & libc::S_IXGRP != 0 || !may_keep()) {
+        mode &= !libc::S_ISGID;
+    }
     (mode != inode.mode).then_some(mode)
 }

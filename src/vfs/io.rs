@@ -74,7 +74,7 @@ impl Vfs {
 
     fn truncate_at_open(&self, caller: &Caller, ino: InodeId) -> Result<()> {
         self.files().truncate(ino, 0, clock::now()).map_err(|error| errno("open", ino, &error))?;
-        if caller.is_privileged() { Ok(()) } else { self.clear_set_ids(ino) }
+        if caller.is_privileged() { Ok(()) } else { self.clear_set_ids(caller, ino) }
     }
 
     /// Makes a regular file and opens it. Its birth waits for its first content (O2).
@@ -172,24 +172,5 @@ impl Vfs {
             return Err(Errno::NOSPC);
         }
         self.files().fallocate(ino, range, operation).map_err(|error| errno("fallocate", ino, &error))
-    }
-
-    /// `lseek(2)` with `SEEK_DATA` or `SEEK_HOLE`. A file with a live session is one run of data (lseek(2) allows it).
-    pub fn seek(&self, ino: InodeId, offset: u64, whence: i32) -> Result<u64> {
-        let hole = match whence {
-            libc::SEEK_DATA => false,
-            libc::SEEK_HOLE => true,
-            _ => return Err(Errno::INVAL),
-        };
-        let mut inode = self.meta().inode(ino).map_err(|error| errno("lseek", ino, &error))?;
-        self.files().overlay(&mut inode);
-        if offset >= inode.size {
-            return Err(Errno::NXIO);
-        }
-        if self.files().plan(ino, 0..inode.size).is_some() {
-            return Ok(if hole { inode.size } else { offset });
-        }
-        let found = self.meta().seek(ino, offset, hole).map_err(|error| errno("lseek", ino, &error))?;
-        found.ok_or(Errno::NXIO)
     }
 }

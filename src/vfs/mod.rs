@@ -9,6 +9,7 @@
 pub mod acknowledge;
 pub mod attr;
 pub mod caller;
+pub mod copy;
 pub mod create;
 pub mod io;
 pub mod lookup;
@@ -16,6 +17,7 @@ pub mod orphans;
 pub mod readdir;
 pub mod remove;
 pub mod rename;
+pub mod seek;
 pub mod statfs;
 #[cfg(test)]
 mod tests;

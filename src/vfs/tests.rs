@@ -290,6 +290,102 @@ fn the_attribute_that_tells_targets_is_answered_and_never_listed() {
     rig.close(ino);
 }
 
+#[test]
+fn o3_a_copy_by_reference_takes_a_slot_and_shares_chunks_until_either_file_changes() {
+    let rig = Rig::new();
+    let bytes: Vec<u8> =
+        (0..5 * CHUNK as u32).flat_map(|i| blake3::hash(&i.to_le_bytes()).as_bytes()[..1].to_vec()).collect();
+    let source = rig.create("source").unwrap();
+    rig.write(source, 0, &bytes[..2 * CHUNK as usize]);
+    // A hole of one chunk.
+    rig.write(source, 3 * CHUNK, &bytes[3 * CHUNK as usize..]);
+    let mut bytes = bytes;
+    bytes[2 * CHUNK as usize..3 * CHUNK as usize].fill(0);
+    let copy = rig.create("copy").unwrap();
+    let length = 4 * CHUNK;
+    assert_eq!(rig.vfs.copy_range((source, 0), (copy, 0), length), Ok(None), "its bytes have no names yet");
+    rig.close(source);
+    rig.settle();
+
+    let count = "SELECT count(*) FROM chunk";
+    let chunks = || rig.vfs.meta().read(|conn| Ok(conn.query_row(count, [], |row| row.get::<_, i64>(0))?)).unwrap();
+    let (head, before) = (rig.vfs.meta().head(), chunks());
+    assert_eq!(rig.vfs.copy_range((source, 10), (copy, 5), length), Ok(Some(length)));
+    assert_eq!(rig.journal(head), ["slot"]);
+    assert_eq!(chunks(), before, "no chunk more");
+    let mut expected = [vec![0; 5], bytes[10..][..length as usize].to_vec()].concat();
+    assert_eq!(rig.vfs.getattr(copy).unwrap().inode.size, expected.len() as u64);
+    assert!(rig.read(copy) == expected, "copied into a new file");
+    assert_eq!(rig.vfs.copy_range((source, 5 * CHUNK - 100), (copy, 0), length), Ok(None), "too short to share");
+    assert_eq!(rig.vfs.copy_range((source, 0), (copy, u64::MAX - 5), length), Err(Errno::FBIG));
+
+    // Over bytes that are there, beyond the end of the source: only what the source has.
+    assert_eq!(rig.vfs.copy_range((source, CHUNK), (copy, 100), u64::MAX / 4), Ok(Some(4 * CHUNK)));
+    expected.resize(100 + 4 * CHUNK as usize, 0);
+    expected[100..].copy_from_slice(&bytes[CHUNK as usize..]);
+    assert!(rig.read(copy) == expected, "copied over bytes");
+
+    // Within one file.
+    assert_eq!(rig.vfs.copy_range((copy, 0), (copy, 8 * CHUNK), 2 * CHUNK), Ok(Some(2 * CHUNK)));
+    expected.resize(8 * CHUNK as usize, 0);
+    expected.extend_from_within(..2 * CHUNK as usize);
+    assert!(rig.read(copy) == expected, "copied within the file");
+
+    // From here on they are two files.
+    rig.write(copy, 50, b"only here");
+    expected[50..59].copy_from_slice(b"only here");
+    assert_eq!(rig.vfs.copy_range((source, 0), (copy, 0), length), Ok(None), "a session takes writes");
+    rig.vfs.unlink(InodeId::ROOT, b"source").unwrap();
+    rig.vfs.forget(source);
+    rig.close(copy);
+    rig.settle();
+    assert!(rig.read(copy) == expected, "without the source");
+}
+
+#[test]
+fn holes_of_live_files_are_told_as_precisely_as_their_layers_know_them() {
+    let rig = Rig::new();
+    let ino = rig.create("a").unwrap();
+    let seek = |offset, whence| rig.vfs.seek(ino, offset, whence);
+    let (data, hole) = (libc::SEEK_DATA, libc::SEEK_HOLE);
+    rig.write(ino, 2 * CHUNK, &[1; 4096]);
+    rig.vfs.setattr(&ROOT, ino, &SetAttributes { size: Some(8 * CHUNK), ..Default::default() }).unwrap();
+    let check = |when: &str| {
+        assert_eq!((seek(0, data), seek(0, hole)), (Ok(2 * CHUNK), Ok(0)), "{when}");
+        assert_eq!(
+            (seek(2 * CHUNK + 5, data), seek(2 * CHUNK, hole)),
+            (Ok(2 * CHUNK + 5), Ok(2 * CHUNK + 4096)),
+            "{when}"
+        );
+        assert_eq!((seek(3 * CHUNK, data), seek(8 * CHUNK, hole)), (Err(Errno::NXIO), Err(Errno::NXIO)), "{when}");
+    };
+    check("while it is written");
+    rig.vfs.files().rotate().unwrap();
+    check("while it is sealed");
+    rig.settle();
+    check("committed");
+    // An edit: the manifest shows through beside it.
+    rig.write(ino, 6 * CHUNK, &[2; 4096]);
+    assert_eq!((seek(0, data), seek(3 * CHUNK, data)), (Ok(2 * CHUNK), Ok(6 * CHUNK)));
+    assert_eq!((seek(6 * CHUNK, hole), seek(2 * CHUNK, hole)), (Ok(6 * CHUNK + 4096), Ok(2 * CHUNK + 4096)));
+    assert_eq!(seek(0, libc::SEEK_CUR), Err(Errno::INVAL));
+    rig.close(ino);
+}
+
+#[test]
+fn set_gid_without_the_groups_execute_bit_stays_for_members_of_the_group_only() {
+    let rig = Rig::new();
+    let ino = rig.create("a").unwrap();
+    let written_by = |caller: &Caller| {
+        let set = SetAttributes { mode: Some(0o2644), ..Default::default() };
+        rig.vfs.setattr(&ROOT, ino, &set).unwrap();
+        rig.vfs.setattr(caller, ino, &SetAttributes::default()).unwrap().inode.mode & 0o7777
+    };
+    assert_eq!(written_by(&USER), 0o644);
+    assert_eq!(written_by(&Caller { gid: 0, ..USER }), 0o2644);
+    rig.close(ino);
+}
+
 /// Names are few, so that operations meet.
 #[derive(Debug, Clone)]
 enum Op {
@@ -302,6 +398,7 @@ enum Op {
     Link(u8, u8),
     Unlink(u8),
     Fsync(usize),
+    Copy { from: usize, at: u64, to: usize, to_at: u64, length: u64 },
     Rotate,
     Settle,
 }
@@ -320,6 +417,8 @@ fn ops() -> impl Strategy<Value = Op> {
         2 => (name(), name()).prop_map(|(from, to)| Op::Link(from, to)),
         2 => name().prop_map(Op::Unlink),
         1 => (0usize..4).prop_map(Op::Fsync),
+        3 => (0usize..4, offset(), 0usize..4, offset(), CHUNK..3 * CHUNK)
+            .prop_map(|(from, at, to, to_at, length)| Op::Copy { from, at, to, to_at, length }),
         1 => Just(Op::Rotate),
         1 => Just(Op::Settle),
     ]
@@ -420,12 +519,20 @@ fn run(rig: &Rig, model: &mut Model, op: &Op) {
                 rig.vfs.fsync(ino).unwrap();
             }
         }
-        Op::Rotate => drop(rig.vfs.files().rotate().unwrap()),
-        Op::Settle => {
-            if model.open.is_empty() {
-                rig.settle();
+        Op::Copy { from, at, to, to_at, length } => {
+            let (Some(&from), Some(&to)) = (model.names.values().nth(from), model.open.get(to)) else { return };
+            // The kernel lets no ranges of one file meet.
+            if from == to && at < to_at + length && to_at < at + length {
+                return;
             }
+            let Some(copied) = rig.vfs.copy_range((from, at), (to, to_at), length).unwrap() else { return };
+            let bytes = model.bytes[&from][at as usize..(at + copied) as usize].to_vec();
+            let end = to_at as usize + bytes.len();
+            model.resize(to, end.max(model.bytes[&to].len()));
+            model.bytes.get_mut(&to).unwrap()[to_at as usize..end].copy_from_slice(&bytes);
         }
+        Op::Rotate => drop(rig.vfs.files().rotate().unwrap()),
+        Op::Settle => rig.settle(),
     }
 }
 

@@ -21,6 +21,7 @@ pub mod ranges;
 pub mod report;
 pub mod seal;
 pub mod session;
+pub mod share;
 pub mod slots;
 pub mod trouble;
 

@@ -45,13 +45,30 @@ pub fn shell(directory: &std::path::Path, line: &str) -> String {
     succeed(Command::new("bash").args(["-euo", "pipefail", "-c", line]).current_dir(directory).stdin(Stdio::null()))
 }
 
-/// True if the programs are installed; says aloud which is not.
+/// True if the programs are installed; says aloud which is not. With `TANDEMFS_SKIP_NOTHING` that is a failure: a machine
+/// that is to test everything does.
 pub fn installed(names: &[&str]) -> bool {
     names.iter().all(|name| {
         let found = Command::new("sh").args(["-c", &format!("command -v {name}")]).output().unwrap().status.success();
         if !found {
-            eprintln!("SKIPPED: no {name} on this machine");
+            skipped(&format!("no {name} on this machine"));
         }
         found
     })
+}
+
+/// Says aloud that a test does not run here.
+#[track_caller]
+pub fn skipped(why: &str) {
+    assert!(std::env::var_os("TANDEMFS_SKIP_NOTHING").is_none(), "not tested: {why}");
+    eprintln!("SKIPPED: {why}");
+}
+
+/// A suite that `.ci/run` installs into `target/tools`; else one from the PATH. Says aloud when there is none.
+pub fn tool(name: &str) -> Option<std::path::PathBuf> {
+    let installed_here = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin").join(name);
+    if installed_here.exists() {
+        return Some(installed_here);
+    }
+    installed(&[name]).then(|| name.into())
 }

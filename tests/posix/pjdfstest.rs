@@ -1,0 +1,79 @@
+//! pjdfstest: what POSIX and Linux say about each call that changes names or attributes.
+//!
+//! `.ci/run` installs it (`cargo install pjdfstest`). Cases that cannot run under Linux or FUSE are listed, each with its
+//! reason, in `src/docs/testing.md`.
+
+use std::process::Command;
+
+use crate::support::mounted::Place;
+use crate::support::run::{finish, tool};
+
+/// Of its 398 cases ext4 passes 383; the others need chflags, NFSv4 ACLs, remounting or a second filesystem.
+const PASSED_MIN: u32 = 382;
+
+/// Users that every system has, and that are not in each other's groups.
+const CONFIG: &str = r#"
+[features]
+posix_fallocate = {}
+rename_ctime = {}
+stat_st_birthtime = {}
+utimensat = {}
+utime_now = {}
+[settings]
+naptime = 0.01
+allow_remount = false
+[dummy_auth]
+entries = [["daemon", "daemon"], ["nobody", "nogroup"]]
+"#;
+
+#[test]
+fn pjdfstest_finds_nothing_wrong() {
+    let Some(pjdfstest) = tool("pjdfstest") else { return };
+    let place = Place::new(&["a"]);
+    std::fs::write(place.path("pjdfstest.toml"), CONFIG).unwrap();
+    let mounted = place.mount_with("state", &["-o".as_ref(), "allow_other,suid,dev".as_ref()]);
+    let finished = finish(
+        Command::new(pjdfstest)
+            .arg("-c")
+            .arg(place.path("pjdfstest.toml"))
+            .arg("-p")
+            .arg(place.mnt())
+            .env("RUST_BACKTRACE", "0")
+            .env("NO_COLOR", "1"),
+    );
+    let (passed, failed) = summary(&finished.stdout).unwrap_or_else(|| panic!("no summary:\n{}", finished.stdout));
+    let not_passed: Vec<&str> = finished.stdout.lines().skip_while(|line| !line.contains("FAILED")).take(60).collect();
+    assert_eq!(failed, 0, "{}\n{}", not_passed.join("\n"), finished.stderr);
+    assert!(passed >= PASSED_MIN, "only {passed} passed:\n{}", finished.stdout);
+    println!("pjdfstest: {passed} passed");
+    mounted.umount();
+}
+
+/// Passed and failed of the line `Summary: 0 failed, 16 skipped, 382 passed …`, in whatever order.
+fn summary(output: &str) -> Option<(u32, u32)> {
+    let plain = without_colours(output);
+    let line = plain.lines().rev().find(|line| line.contains("passed") && line.contains("failed"))?;
+    let words: Vec<&str> = line.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let before = |name: &str| words.windows(2).find(|pair| pair[1] == name)?[0].parse().ok();
+    Some((before("passed")?, before("failed")?))
+}
+
+fn without_colours(text: &str) -> String {
+    let mut plain = String::new();
+    let mut in_escape = false;
+    for character in text.chars() {
+        match character {
+            '\u{1b}' => in_escape = true,
+            'm' if in_escape => in_escape = false,
+            _ if in_escape => {}
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+#[test]
+fn the_summary_is_understood() {
+    let line = "Summary: \u{1b}[1;31m0 failed\u{1b}[0m, 16 skipped, 382 passed, 0 expected failures";
+    assert_eq!(summary(line), Some((382, 0)));
+}

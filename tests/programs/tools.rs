@@ -1,0 +1,69 @@
+//! tar, rsync, cp in their less usual ways: in place, sparse, by reference.
+
+use std::os::unix::fs::MetadataExt;
+
+use crate::support::mounted::Place;
+use crate::support::run::{installed, shell};
+use crate::support::tree::{self, Depth, assert_same, make_awkward, noise};
+
+#[test]
+fn tar_and_rsync_in_place_bring_everything_over() {
+    if !installed(&["tar", "rsync"]) {
+        return;
+    }
+    let place = Place::new(&["a"]);
+    make_awkward(&place.path("original"));
+    let mounted = place.mount();
+    let original = tree::read(&place.path("original"), Depth::Copied);
+    shell(
+        &place.path(""),
+        "tar --xattrs -cf archive -C original . && mkdir mnt/untarred && tar --xattrs -xpf archive -C mnt/untarred",
+    );
+    assert_same("untarred", &original, &tree::read(&mounted.path("untarred"), Depth::Copied));
+    shell(&place.path(""), "tar -cf mnt/archive -C mnt/untarred . && mkdir again && tar -xpf mnt/archive -C again");
+    // A changed block in the middle, bytes less at the end: rsync writes into the file as it is.
+    std::fs::write(place.path("big"), noise(1, 8 << 20)).unwrap();
+    shell(
+        &place.path(""),
+        "rsync --inplace big mnt/big
+         printf changed | dd of=big bs=1 seek=3000000 conv=notrunc status=none; truncate -s 7000000 big
+         inode=$(stat -c %i mnt/big); rsync --inplace --no-whole-file big mnt/big; cmp big mnt/big
+         test $inode = $(stat -c %i mnt/big)
+         echo more >> big; rsync --append-verify big mnt/big; cmp big mnt/big
+         rsync --inplace --sparse --checksum big mnt/sparse; cmp big mnt/sparse",
+    );
+    mounted.umount();
+}
+
+#[test]
+fn cp_makes_copies_by_reference_and_keeps_holes() {
+    let place = Place::new(&["a"]);
+    let mounted = place.mount();
+    let file = mounted.path("file");
+    std::fs::write(&file, noise(3, 20 << 20)).unwrap();
+    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    let placed = || mounted.status()["targets"][0]["placed_bytes"].as_u64().unwrap();
+    let used = || mounted.status()["cache"]["used_bytes"].as_u64().unwrap();
+    let before = (placed(), used());
+    shell(&place.mnt(), "cp --reflink=auto file copy; cmp file copy; cp -a file another; cmp file another");
+    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    assert_eq!((placed(), used()), before, "not a byte was stored or sent twice");
+    shell(
+        &place.mnt(),
+        "printf x | dd of=copy conv=notrunc status=none; ! cmp -s file copy; cmp file another; rm file; cmp -i 1 copy another",
+    );
+    shell(
+        &place.mnt(),
+        "truncate -s 1G holes; echo middle | dd of=holes bs=1 seek=500M conv=notrunc status=none
+         cp --sparse=always holes dense; cp --sparse=auto holes sparse; cmp holes sparse; cmp holes dense
+         cp --sparse=never another full; cmp another full",
+    );
+    for name in ["dense", "sparse"] {
+        let meta = std::fs::metadata(mounted.path(name)).unwrap();
+        assert_eq!(meta.len(), 1 << 30);
+    }
+    assert!(std::fs::metadata(mounted.path("sparse")).unwrap().blocks() * 512 <= 1 << 30);
+    let used = used();
+    assert!(used < 64 << 20, "holes take space: {used}");
+    mounted.umount();
+}
