@@ -12,19 +12,28 @@
 //! A name is its file's header (S7): it says what the file is when no row does. State lives in rows; a file keeps its name
 //! for life (S2).
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
+
+use super::group::GroupSync;
 use crate::id::{ChunkHash, Generation, InodeId, SessionId};
 
 /// The chunk files of one state directory.
 #[derive(Debug, Clone)]
 pub struct ChunkFiles {
     state_dir: PathBuf,
+    folders: Arc<Folders>,
 }
+
+/// The folders of chunk files, a few hundred, each with its new entries and how far these are synced.
+type Folders = Mutex<HashMap<PathBuf, Arc<GroupSync>>>;
 
 /// What a chunk file's name says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,17 +45,21 @@ pub struct SessionName {
 }
 
 impl SessionName {
-    /// The name relative to the state directory.
+    /// The name relative to the state directory. Sessions of a moment share a folder, and so the sync of their entries (S1).
     pub fn path(&self) -> String {
+        self.path_in(self.session.0 >> 8)
+    }
+
+    /// Where it lay in earlier state directories.
+    pub fn earlier_path(&self) -> String {
+        self.path_in(self.session.0)
+    }
+
+    fn path_in(&self, folder: u64) -> String {
         let SessionName { session, ino, base, whole } = self;
         let kind = if *whole { "whole" } else { "edit" };
-        format!(
-            "chunks/{:02x}/{session:016x}-{ino:x}-{base:x}-{kind}",
-            session.0 & 0xff,
-            session = session.0,
-            ino = ino.0,
-            base = base.0
-        )
+        let (session, ino, base) = (session.0, ino.0, base.0);
+        format!("chunks/{:02x}/{session:016x}-{ino:x}-{base:x}-{kind}", folder & 0xff)
     }
 
     /// Reads a file name (its last component); `None` if it is not of this form.
@@ -76,7 +89,7 @@ pub fn fetched_path(hash: &ChunkHash) -> String {
 impl ChunkFiles {
     /// The chunk files below `state_dir`; makes its folders.
     pub fn new(state_dir: &Path) -> io::Result<ChunkFiles> {
-        let files = ChunkFiles { state_dir: state_dir.to_owned() };
+        let files = ChunkFiles { state_dir: state_dir.to_owned(), folders: Arc::default() };
         for folder in ["chunks", "fetched", "quarantine"] {
             files.make_folder(folder)?;
         }
@@ -96,14 +109,18 @@ impl ChunkFiles {
     /// Creates a file that must not exist, for reading and writing.
     pub fn create(&self, path: &str) -> io::Result<File> {
         let open = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(self.locate(path));
-        match open() {
+        let folder = Path::new(path).parent().and_then(Path::to_str).unwrap_or_default();
+        let file = match open() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let folder = Path::new(path).parent().and_then(Path::to_str).unwrap_or_default();
                 self.make_folder(folder)?;
                 open()
             }
             result => result,
+        };
+        if file.is_ok() {
+            self.folder(&self.locate(folder)).changed();
         }
+        file
     }
 
     /// Opens a file for reading.
@@ -119,19 +136,31 @@ impl ChunkFiles {
         }
     }
 
-    /// Makes the directory entry of `path` survive a power cut, and the entry of its folder.
+    /// Makes the directory entry of `path` survive a power cut, and those of its folders. Shared with all who wait for the
+    /// same folder; one that nothing came into since its last sync is left alone.
     pub fn sync_entry(&self, path: &str) -> io::Result<()> {
-        let folder = self.locate(path).parent().map(Path::to_owned).unwrap_or_default();
-        File::open(&folder)?.sync_all()?;
-        if let Some(parent) = folder.parent() {
-            File::open(parent)?.sync_all()?;
+        let path = self.locate(path);
+        for folder in path.ancestors().skip(1).take(3) {
+            self.folder(folder).wait(|| File::open(folder)?.sync_all())?;
         }
         Ok(())
     }
 
+    fn folder(&self, folder: &Path) -> Arc<GroupSync> {
+        let mut folders = self.folders.lock();
+        match folders.get(folder) {
+            Some(known) => known.clone(),
+            // Of an earlier mount nobody knows what it synced.
+            None => folders.entry(folder.to_owned()).or_insert_with(|| Arc::new(GroupSync::unknown())).clone(),
+        }
+    }
+
     fn make_folder(&self, folder: &str) -> io::Result<()> {
         use std::os::unix::fs::DirBuilderExt;
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(self.locate(folder))
+        let folder = self.locate(folder);
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        folder.parent().into_iter().for_each(|parent| self.folder(parent).changed());
+        Ok(())
     }
 }
 
@@ -143,7 +172,8 @@ mod tests {
     fn a_name_says_what_the_file_is() {
         let name =
             SessionName { session: SessionId(0x1_0000_00ab), ino: InodeId(0x20), base: Generation(3), whole: false };
-        assert_eq!(name.path(), "chunks/ab/00000001000000ab-20-3-edit");
+        assert_eq!(name.path(), "chunks/00/00000001000000ab-20-3-edit");
+        assert_eq!(name.earlier_path(), "chunks/ab/00000001000000ab-20-3-edit");
         let file_name = name.path().rsplit('/').next().map(OsStr::new).and_then(SessionName::parse);
         assert_eq!(file_name, Some(name));
         for foreign in ["", "x", "00000001000000ab-20-3", "00000001000000ab-20-3-edit.ranges", "1-2-3-whole-4"] {

@@ -6,6 +6,7 @@
 
 pub mod evict;
 pub mod file;
+pub mod group;
 pub mod layout;
 pub mod open;
 pub mod space;

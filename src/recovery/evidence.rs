@@ -30,9 +30,11 @@ pub struct StagedFile {
     pub mtime: Timestamp,
 }
 
-/// The name of a session's file: it keeps the one it got when it began, even if it became whole later.
-pub fn paths(row: &SessionRow) -> [String; 2] {
-    [row.whole, !row.whole].map(|whole| SessionName { session: row.id, ino: row.ino, base: row.base, whole }.path())
+/// The names that a session's file may have: it keeps the one it got when it began, even if it became whole later.
+pub fn paths(row: &SessionRow) -> [String; 4] {
+    let name = |whole| SessionName { session: row.id, ino: row.ino, base: row.base, whole };
+    let (as_is, other) = (name(row.whole), name(!row.whole));
+    [as_is.path(), other.path(), as_is.earlier_path(), other.earlier_path()]
 }
 
 /// Looks at all sessions.

@@ -126,16 +126,21 @@ impl Files {
             let point = staged.sync_point().map_err(|e| failed("stat of the staged file", e))?;
             (point, (!staged.entry_synced).then(|| staged.path.clone()))
         };
-        point.sync_bytes().map_err(|e| failed("sync of the staged file", e))?;
+        // The entry of a new file beside its bytes: each costs the disk a flush of its own.
+        let files = self.open_files.files();
+        let (bytes, entry) = std::thread::scope(|scope| {
+            let entry = entry.as_ref().map(|path| scope.spawn(|| files.sync_entry(path)));
+            let bytes = point.sync_bytes();
+            (bytes, entry.map_or(Ok(()), |entry| entry.join().expect("the sync of an entry does not panic")))
+        });
+        bytes.map_err(|e| failed("sync of the staged file", e))?;
+        entry.map_err(|e| failed("sync of the directory entry", e))?;
         {
             let mut state = file.state.write();
             let Some(staged) = &mut state.staged else { return Ok(()) };
             staged.mark_synced(&point).map_err(|e| failed("sync mark", e))?;
         }
         point.sync_record().map_err(|e| failed("sync of the range record", e))?;
-        if let Some(path) = entry {
-            self.open_files.files().sync_entry(&path).map_err(|e| failed("sync of the directory entry", e))?;
-        }
         let mut state = file.state.write();
         let Some(staged) = &mut state.staged else { return Ok(()) };
         staged.entry_synced = true;
