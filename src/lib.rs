@@ -21,6 +21,7 @@ pub mod read;
 pub mod recovery;
 pub mod replication;
 pub mod restore;
+pub mod scrub;
 pub mod target;
 pub mod vfs;
 pub mod write;

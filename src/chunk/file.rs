@@ -123,6 +123,16 @@ impl ChunkFiles {
         file
     }
 
+    /// Keeps bytes in quarantine, for people to look at. What is kept there under this name already stays.
+    pub fn quarantine(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        use std::io::Write;
+        match self.create(&format!("quarantine/{name}")) {
+            Ok(mut file) => file.write_all(bytes),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Opens a file for reading.
     pub fn open(&self, path: &str) -> io::Result<File> {
         File::open(self.locate(path))

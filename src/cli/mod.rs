@@ -23,6 +23,7 @@ mod output;
 mod progress;
 mod reach;
 mod restore;
+mod scrub;
 mod status;
 mod target;
 mod umount;
@@ -53,6 +54,7 @@ enum Command {
     Status(status::Status),
     Whereis(whereis::Whereis),
     Restore(restore::Restore),
+    Scrub(scrub::Scrub),
     Check(check::Check),
     Target(target::Target),
     Demo(demo::Demo),
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Status(command) => command.run(),
         Command::Whereis(command) => command.run(),
         Command::Restore(command) => command.run(),
+        Command::Scrub(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Target(command) => command.run(),
         Command::Demo(command) => command.run(),
@@ -88,6 +91,7 @@ fn exit_code(kind: ErrorKind) -> u8 {
         ErrorKind::Failed | ErrorKind::Busy | ErrorKind::NotFound | ErrorKind::Unreachable => 1,
         ErrorKind::Usage => 2,
         ErrorKind::Timeout => 3,
+        ErrorKind::Findings => 4,
     }
 }
 

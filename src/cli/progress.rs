@@ -91,6 +91,7 @@ fn line(progress: &Progress) -> String {
         Phase::Sealing => "sealing",
         Phase::Draining => "draining",
         Phase::Unmounting => return "unmounting".into(),
+        Phase::Scrubbing => "scrubbing",
     };
     let targets: Vec<String> = progress.targets.iter().map(ToString::to_string).collect();
     format!("{phase}: {}", targets.join("; "))

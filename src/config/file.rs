@@ -20,6 +20,9 @@ use crate::target::service::Options;
 /// Our own keys in the table of a target; all others are options of its store.
 pub(super) const TARGET_KEYS: [&str; 4] = ["uri", "read_priority", "concurrency", "bandwidth"];
 
+/// More often, scrubs would never end.
+const SCRUB_EVERY_MIN: Duration = Duration::from_secs(3600);
+
 /// Transfers at the same time to one target, at most.
 const CONCURRENCY_MAX: i64 = 1024;
 
@@ -39,6 +42,8 @@ struct File {
     #[serde(default)]
     acknowledge: AcknowledgeTable,
     #[serde(default)]
+    scrub: ScrubTable,
+    #[serde(default)]
     target: BTreeMap<Spanned<String>, BTreeMap<Spanned<String>, Spanned<Value>>>,
 }
 
@@ -55,6 +60,13 @@ struct AcknowledgeTable {
     close: Option<Spanned<Value>>,
     fsync: Option<Spanned<Value>>,
     deadline: Option<Spanned<Value>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct ScrubTable {
+    every: Option<Spanned<Value>>,
+    level: Option<Spanned<Value>>,
 }
 
 /// Reads the text of a file.
@@ -102,6 +114,16 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Config> {
     ] {
         let Some(value) = value else { continue };
         *setting = reader.policy(&value)?;
+    }
+    if let Some(value) = file.scrub.every {
+        let every = reader.duration(&value)?;
+        reader.require(&value, every >= SCRUB_EVERY_MIN, "scrub.every is at least 1h")?;
+        config.scrub.every = Some(every);
+    }
+    if let Some(value) = file.scrub.level {
+        let level = clap::ValueEnum::from_str(reader.string(&value)?, false);
+        config.scrub.level = level
+            .map_err(|_| reader.at(value.span(), Error::new("scrub.level is \"list\", \"sample\" or \"deep\"")))?;
     }
     if let Some(value) = file.bandwidth {
         config.bandwidth = reader.schedule(&value)?;

@@ -28,6 +28,7 @@
 //! | `cache.limit`, `cache.reserve` | the disk, `"512 MiB"` | local space (D2) |
 //! | `acknowledge.close`, `.fsync` | `"cached"`, `"local"` | `cached`, `local`, `one`, `quorum`, a number, `all` (D3); a directory may say otherwise: `user.tandemfs.policy` |
 //! | `acknowledge.deadline` | `"60s"` | then `close` fails with `EIO`, `fsync` with `ETIMEDOUT`; the data stays queued |
+//! | `scrub.every`, `scrub.level` | never, `"sample"` | copies are checked and repaired by themselves |
 //! | `target.NAME.uri` | required | `fs:///path`, `s3://bucket/prefix?option=value` … |
 //! | `target.NAME.read_priority` | `0` | the lower is read first |
 //! | `target.NAME.concurrency` | found out | transfers at the same time |
@@ -48,6 +49,7 @@ use std::time::Duration;
 pub use self::error::{Error, Place, Result};
 pub use self::policy::{Policy, Stated};
 pub use self::target::{Location, TargetConfig, build};
+use crate::scrub::Level;
 use crate::target::pace::Schedule;
 
 /// Bounds of a chunk (DESIGN §2): a power of two between them.
@@ -74,6 +76,8 @@ pub struct Config {
     pub rotate_synced: Duration,
     /// Draining after SIGTERM takes at most this long (D7).
     pub shutdown_timeout: Duration,
+    /// Checks of the copies that happen by themselves.
+    pub scrub: Scrub,
     /// How fast all uploads together may be.
     pub bandwidth: Schedule,
     /// The targets, in the order of their names (file) or as given (command line).
@@ -106,6 +110,15 @@ impl Default for Acknowledge {
     }
 }
 
+/// Scheduled scrubs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scrub {
+    /// Time from the end of one pass to the next; `None`: only when asked for.
+    pub every: Option<Duration>,
+    /// How thorough.
+    pub level: Level,
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -118,6 +131,7 @@ impl Default for Config {
             rotate: Duration::from_secs(60),
             rotate_synced: Duration::from_secs(2),
             shutdown_timeout: Duration::from_secs(30),
+            scrub: Scrub { every: None, level: Level::Sample },
             bandwidth: Schedule::default(),
             targets: Vec::new(),
         }

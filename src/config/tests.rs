@@ -99,6 +99,8 @@ fn errors_name_the_line_and_the_nearest_key() {
         ("cache.limit = 1", "t.toml:1:15: cache.limit is at least 64 MiB"),
         ("rotate = 5", "t.toml:1:10: 5 is not a duration | write a duration as"),
         ("rotate = \"0s\"", "t.toml:1:10: it is at least 1s"),
+        ("scrub.every = \"1m\"", "t.toml:1:15: scrub.every is at least 1h"),
+        ("scrub.level = \"all\"", "t.toml:1:15: scrub.level is \"list\", \"sample\" or \"deep\""),
         ("bandwidth = \"fast\"", "t.toml:1:13: \"fast\" is no rate: write"),
         ("bandwidth = 1000", "t.toml:1:13: \"1000\" is less than 16 KiB/s"),
         ("bandwidth = \"off\"", "t.toml:1:13: nothing would ever be sent"),

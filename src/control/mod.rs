@@ -21,6 +21,8 @@ mod socket;
 pub mod status;
 
 pub use client::Client;
-pub use protocol::{Error, ErrorKind, Flush, Flushed, Op, Path, Progress, TargetProgress, Umount, Unmounted, Wait};
+pub use protocol::{
+    Error, ErrorKind, Flush, Flushed, Op, Path, Progress, Scrub, TargetProgress, Umount, Unmounted, Wait,
+};
 pub use server::{Daemon, ProgressSender};
 pub use status::Status;

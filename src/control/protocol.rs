@@ -49,6 +49,10 @@ pub enum Op {
     Flush(Flush),
     /// Drain, unmount, drain the rest, end (D7). Answered by [`Unmounted`].
     Umount(Umount),
+    /// Check the copies on targets. Answered by a list of [`crate::scrub::Report`].
+    Scrub(Scrub),
+    /// What that would cost. Answered by a list of [`crate::scrub::Cost`].
+    ScrubCost(Scrub),
     /// A new mount on the same state directory asks a daemon that is only draining to end at once (D7).
     /// Answered by null, and an error of kind `busy` while the filesystem is mounted.
     HandOver {},
@@ -72,6 +76,19 @@ pub struct Umount {
     pub timeout_seconds: Option<u64>,
     /// Unmount although not everything is on every target, and although programs use it.
     pub force: bool,
+}
+
+/// Arguments of [`Op::Scrub`] and [`Op::ScrubCost`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scrub {
+    /// How thorough.
+    pub level: crate::scrub::Level,
+    /// Names of targets; none = all.
+    pub targets: Vec<String>,
+    /// Upload bad copies again.
+    pub repair: bool,
+    /// Bytes per second to read at most; null = as fast as it goes.
+    pub bytes_per_second: Option<u64>,
 }
 
 /// How many targets must hold something before a waiter goes on.
@@ -162,6 +179,8 @@ pub enum Phase {
     Draining,
     /// The filesystem is being unmounted.
     Unmounting,
+    /// Copies are being checked; what is pending is not checked yet.
+    Scrubbing,
 }
 
 /// How far one target is.
@@ -210,6 +229,8 @@ pub enum ErrorKind {
     Timeout,
     /// No daemon answers: exit code 1.
     Unreachable,
+    /// Bad copies were found and are not good again: exit code 4.
+    Findings,
 }
 
 impl Error {

@@ -15,10 +15,11 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::protocol::{
-    Error, ErrorKind, Flush, Flushed, LINE_MAX, Op, Path as BytePath, Progress, Reply, ReplyBody, Request, Umount,
-    Unmounted, VERSION, Whereis,
+    Error, ErrorKind, Flush, Flushed, LINE_MAX, Op, Path as BytePath, Progress, Reply, ReplyBody, Request, Scrub,
+    Umount, Unmounted, VERSION, Whereis,
 };
 use super::{Status, socket};
+use crate::scrub;
 
 /// Connections at a time; more wait in the backlog of the socket.
 const CONNECTIONS_MAX: usize = 64;
@@ -56,6 +57,12 @@ pub trait Daemon: Send + Sync + 'static {
 
     /// Answers [`Op::Umount`]. Once unmounted the daemon ends by itself, also when the client went away.
     async fn umount(&self, request: Umount, progress: ProgressSender) -> Result<Unmounted, Error>;
+
+    /// Answers [`Op::Scrub`].
+    async fn scrub(&self, request: Scrub, progress: ProgressSender) -> Result<Vec<scrub::Report>, Error>;
+
+    /// Answers [`Op::ScrubCost`].
+    async fn scrub_cost(&self, request: Scrub) -> Result<Vec<scrub::Cost>, Error>;
 
     /// Answers [`Op::HandOver`].
     async fn hand_over(&self) -> Result<(), Error>;
@@ -178,6 +185,8 @@ async fn perform(op: Op, daemon: &dyn Daemon, progress: ProgressSender) -> Resul
         Op::Whereis { paths } => json(daemon.whereis(paths).await?),
         Op::Flush(request) => json(daemon.flush(request, progress).await?),
         Op::Umount(request) => json(daemon.umount(request, progress).await?),
+        Op::Scrub(request) => json(daemon.scrub(request, progress).await?),
+        Op::ScrubCost(request) => json(daemon.scrub_cost(request).await?),
         Op::HandOver {} => json(daemon.hand_over().await?),
     }
 }
@@ -276,6 +285,14 @@ mod tests {
         async fn umount(&self, _: Umount, _: ProgressSender) -> Result<Unmounted, Error> {
             let _signal = Signal(self.dropped.clone());
             std::future::pending().await
+        }
+
+        async fn scrub(&self, _: Scrub, _: ProgressSender) -> Result<Vec<scrub::Report>, Error> {
+            Ok(Vec::new())
+        }
+
+        async fn scrub_cost(&self, _: Scrub) -> Result<Vec<scrub::Cost>, Error> {
+            Ok(Vec::new())
         }
 
         async fn hand_over(&self) -> Result<(), Error> {

@@ -238,18 +238,7 @@ impl Tx<'_> {
 
     /// A target was found without a chunk, or with wrong bytes of it: it needs it again.
     pub fn misplaced(&mut self, bit: TargetBit, chunk: ChunkId) -> Result<()> {
-        let changed = self
-            .conn()
-            .prepare_cached(
-                "UPDATE chunk SET placed = placed & ~?2, claimed = claimed & ~?2, incomplete = 1 \
-                 WHERE id = ?1 AND (placed | claimed) & ?2 <> 0",
-            )?
-            .execute(params![chunk, bit.mask() as i64])?;
-        if changed > 0 {
-            self.recount_tally(bit)?;
-            self.chunks_added();
-        }
-        Ok(())
+        self.misplaced_all(bit, &[chunk])
     }
 
     fn forget_file(&mut self, file: ChunkFileId) -> Result<Option<Evicted>> {

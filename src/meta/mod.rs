@@ -39,6 +39,7 @@ pub mod restored;
 pub mod resync;
 #[cfg(test)]
 mod script_tests;
+pub mod scrub;
 pub mod session;
 pub mod share;
 pub mod shipping;

@@ -3,7 +3,7 @@
 -- Shared tables: the filesystem itself. A checkpoint carries them (FORMATS.md, meta.sqlite), without the columns
 -- marked "local" and with `extent.ino` in place of `extent.manifest`.
 CREATE TABLE filesystem (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
-  -- filesystem (uuid), name, chunk_size (bytes), created; local: format ("1")
+  -- filesystem (uuid), name, chunk_size (bytes), created; local: format ("1"), scrub.BIT (a pass that is under way), scrubbed.BIT (when the last one ended)
 CREATE TABLE inode (
   ino INTEGER PRIMARY KEY,
   mode INTEGER NOT NULL,                           -- st_mode with type bits

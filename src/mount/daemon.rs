@@ -26,6 +26,7 @@ use super::live::{Attribute, Live};
 use super::nesting::{self, Place};
 use super::parts::Parts;
 use super::replication::{Replica, Replication};
+use super::scrubs::Scrubs;
 use super::served::Served;
 use super::settings::{Options, Target};
 use super::state_dir::{self, StateDir};
@@ -196,6 +197,10 @@ impl Daemon {
             let replicas = asked.into_iter().zip(&targets).map(replica).collect();
             Replication::start(&meta, &files, replicas).map_err(internal)?
         };
+        let scrubs = Scrubs::new(meta.clone(), files.chunk_files().clone(), fetcher.clone(), read_only);
+        if let Some(every) = config.scrub.every.filter(|_| !read_only) {
+            runtime.spawn(scrubs.clone().on_schedule(every, config.scrub.level));
+        }
         let noticed = Noticed::new(report.lost, fetcher);
         let live = Arc::new(Live {
             meta: meta.clone(),
@@ -245,6 +250,7 @@ impl Daemon {
             state_dir: state_path,
             read_only,
             ending: ending.clone(),
+            scrubs,
         };
         {
             let server = server.clone();

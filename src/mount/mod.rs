@@ -20,6 +20,7 @@ pub mod mountpoint;
 pub mod nesting;
 pub mod parts;
 pub mod replication;
+pub mod scrubs;
 pub mod served;
 pub mod settings;
 pub mod state_dir;

@@ -9,12 +9,14 @@ use async_trait::async_trait;
 use super::drain::{self, Goal};
 use super::ending::{Ending, REST_AFTER_UMOUNT};
 use super::parts::Parts;
+use super::scrubs::Scrubs;
 use super::{answers, unmount};
 use crate::clock;
 use crate::control::protocol::{Phase, Whereis};
 use crate::control::{
-    Daemon, Error, ErrorKind, Flush, Flushed, Path, Progress, ProgressSender, Status, Umount, Unmounted, Wait,
+    Daemon, Error, ErrorKind, Flush, Flushed, Path, Progress, ProgressSender, Scrub, Status, Umount, Unmounted, Wait,
 };
+use crate::scrub;
 
 /// Answers requests.
 pub struct Served {
@@ -25,6 +27,7 @@ pub struct Served {
     pub state_dir: PathBuf,
     pub read_only: bool,
     pub ending: Arc<Ending>,
+    pub scrubs: Arc<Scrubs>,
 }
 
 #[async_trait]
@@ -64,6 +67,14 @@ impl Daemon for Served {
             .hint("end these programs, or let them finish with it: tandemfs umount --force")),
             Err(unmount::Error::Io(e)) => Err(Error::failed(format!("unmount {}: {e}", self.mountpoint.display()))),
         }
+    }
+
+    async fn scrub(&self, request: Scrub, progress: ProgressSender) -> Result<Vec<scrub::Report>, Error> {
+        self.scrubs.run(&request, Some(&progress)).await
+    }
+
+    async fn scrub_cost(&self, request: Scrub) -> Result<Vec<scrub::Cost>, Error> {
+        self.scrubs.cost(&request)
     }
 
     async fn hand_over(&self) -> Result<(), Error> {

@@ -118,6 +118,11 @@ impl Fetcher {
         *self.sources.write() = sources.into_iter().map(|source| (source, Arc::default())).collect();
     }
 
+    /// The targets to fetch from.
+    pub fn sources(&self) -> Vec<Source> {
+        self.sources.read().iter().map(|(source, _)| source.clone()).collect()
+    }
+
     /// What fetching met so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -310,11 +315,12 @@ mod tests {
     use crate::chunk::file::ChunkFiles;
     use crate::chunk::space::Limits;
     use crate::meta::testing::store;
+    use crate::target::Existing;
     use crate::target::memory::MemoryTarget;
-    use crate::target::{self, Abilities, Body, Existing, Page, Target};
+    use crate::testing::faulty::{Call, Fault, FaultyTarget};
 
     /// A world of one chunk on two targets.
-    fn fetcher(slow: Option<Duration>) -> (tempfile::TempDir, Arc<Fetcher>, Wanted, Bytes) {
+    fn fetcher(first: Fault) -> (tempfile::TempDir, Arc<Fetcher>, Wanted, Bytes) {
         let (dir, meta) = store();
         let meta = Arc::new(meta);
         let open_files = Arc::new(OpenFiles::new(ChunkFiles::new(dir.path()).unwrap()));
@@ -324,11 +330,12 @@ mod tests {
         let bytes = Bytes::from_static(b"bytes of a chunk");
         let hash = ChunkHash::of(&bytes);
         let wanted = Wanted { chunk: ChunkId(1), hash, length: bytes.len() as u64, placed: 0b11 };
-        let source = |bit: u8, slow: Option<Duration>| {
-            let target = Arc::new(Slow { inner: MemoryTarget::new(), slow });
+        let source = |bit: u8, fault: Fault| {
+            let on_get = move |call: Call<'_>| if call.operation == "get" { fault } else { Fault::None };
+            let target = Arc::new(FaultyTarget::new(Arc::new(MemoryTarget::new()), on_get));
             Source { bit: TargetBit::new(bit).unwrap(), name: bit.to_string(), target, priority: bit.into() }
         };
-        fetcher.set_sources(vec![source(0, slow), source(1, None)]);
+        fetcher.set_sources(vec![source(0, first), source(1, Fault::None)]);
         (dir, fetcher, wanted, bytes)
     }
 
@@ -336,55 +343,17 @@ mod tests {
         let sources = fetcher.sources.read().clone();
         for (source, _) in sources {
             let key = crate::format::key::chunk(wanted.hash);
-            source.target.put(&key, bytes.clone().into(), crate::target::Existing::Replace).await.unwrap();
-        }
-    }
-
-    /// Gets after a pause, or never.
-    #[derive(Debug)]
-    struct Slow {
-        inner: MemoryTarget,
-        slow: Option<Duration>,
-    }
-
-    #[async_trait::async_trait]
-    impl Target for Slow {
-        async fn put(&self, key: &str, body: Body, existing: Existing) -> target::Result<()> {
-            self.inner.put(key, body, existing).await
-        }
-        async fn get(&self, key: &str, length_max: u64) -> target::Result<Bytes> {
-            if let Some(slow) = self.slow {
-                tokio::time::sleep(slow).await;
-            }
-            self.inner.get(key, length_max).await
-        }
-        async fn get_range(&self, key: &str, offset: u64, length: u64) -> target::Result<Bytes> {
-            self.inner.get_range(key, offset, length).await
-        }
-        async fn stat(&self, key: &str) -> target::Result<Option<u64>> {
-            self.inner.stat(key).await
-        }
-        async fn list(&self, prefix: &str, after: Option<&str>) -> target::Result<Page> {
-            self.inner.list(prefix, after).await
-        }
-        async fn delete(&self, key: &str) -> target::Result<()> {
-            self.inner.delete(key).await
-        }
-        async fn check_place(&self) -> target::Result<()> {
-            self.inner.check_place().await
-        }
-        async fn abilities(&self) -> target::Result<Abilities> {
-            self.inner.abilities().await
+            source.target.put(&key, bytes.clone().into(), Existing::Replace).await.unwrap();
         }
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_source_that_hangs_is_hedged_and_one_that_answers_is_not() {
-        let (_dir, slow, wanted, bytes) = fetcher(Some(Duration::from_secs(3600)));
+        let (_dir, slow, wanted, bytes) = fetcher(Fault::Hang);
         hold(&slow, &wanted, &bytes).await;
         assert_eq!(slow.fetch(wanted).await.unwrap(), bytes);
         assert_eq!(slow.counters().hedged.load(Ordering::Relaxed), 1);
-        let (_dir, quick, wanted, bytes) = fetcher(None);
+        let (_dir, quick, wanted, bytes) = fetcher(Fault::None);
         hold(&quick, &wanted, &bytes).await;
         assert_eq!(quick.fetch(wanted).await.unwrap(), bytes);
         assert_eq!(quick.counters().hedged.load(Ordering::Relaxed), 0);
@@ -392,7 +361,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn an_absent_copy_is_answered_by_the_next_source_at_once() {
-        let (_dir, fetcher, wanted, bytes) = fetcher(None);
+        let (_dir, fetcher, wanted, bytes) = fetcher(Fault::None);
         hold(&fetcher, &wanted, &bytes).await;
         let first = fetcher.sources.read()[0].0.target.clone();
         first.delete(&crate::format::key::chunk(wanted.hash)).await.unwrap();

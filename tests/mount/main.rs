@@ -15,6 +15,7 @@ mod fstab;
 mod interruption;
 mod outage;
 mod programs;
+mod scrub;
 mod upload;
 mod users;
 mod whole_targets;

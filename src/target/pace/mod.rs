@@ -51,7 +51,8 @@ impl Limit {
         self.bucket.lock().rate()
     }
 
-    async fn turn(&self, bytes: u64) {
+    /// Waits until so many bytes may go.
+    pub async fn turn(&self, bytes: u64) {
         loop {
             // Registered before the look, so that no change falls between.
             let changed = self.changed.notified();

@@ -1,0 +1,128 @@
+//! What a scrub needs: the chunks that a target should hold in the order of its listing, and where a pass is.
+//!
+//! Owns: the walk by hash, the keys `scrub.…` of the table `filesystem` (local: an export leaves them out).
+//! Does not own: what is found (`crate::scrub`), placement bits (`placement`, `location`).
+
+use rusqlite::{OptionalExtension, params};
+
+use super::placement::ChunkTodo;
+use super::{Meta, Result, Tx};
+use crate::clock::Timestamp;
+use crate::id::{ChunkHash, ChunkId, TargetBit};
+
+/// Rows looked at for one page: a reader takes at most 100 ms (D8).
+const PAGE_ROWS_MAX: usize = 20_000;
+
+/// Chunks that a target should hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PlacedPage {
+    /// Ascending by hash.
+    pub chunks: Vec<ChunkTodo>,
+    /// Where the walk goes on: strictly after this.
+    pub cursor: Option<ChunkHash>,
+    /// Nothing lies after the cursor.
+    pub end: bool,
+}
+
+impl Meta {
+    /// Up to `limit` chunks with the bit of a target, strictly after `after`, by hash. A page may be empty and not the
+    /// end: it looks at a bounded number of rows.
+    pub fn placed_page(&self, bit: TargetBit, after: Option<ChunkHash>, limit: usize) -> Result<PlacedPage> {
+        self.read(|conn| {
+            // The empty blob is below every hash.
+            let from: &[u8] = after.as_ref().map_or(&[], |hash| &hash.0);
+            let mut statement =
+                conn.prepare_cached("SELECT id, hash, length, placed FROM chunk WHERE hash > ?1 ORDER BY hash")?;
+            let mut rows = statement.query([from])?;
+            let mut page = PlacedPage { cursor: after, ..PlacedPage::default() };
+            for _ in 0..PAGE_ROWS_MAX {
+                if page.chunks.len() == limit {
+                    return Ok(page);
+                }
+                let Some(row) = rows.next()? else {
+                    page.end = true;
+                    return Ok(page);
+                };
+                let chunk =
+                    ChunkTodo { id: row.get(0)?, hash: row.get(1)?, length: row.get::<_, i64>(2)?.max(0) as u64 };
+                page.cursor = Some(chunk.hash);
+                if row.get::<_, i64>(3)? as u64 & bit.mask() != 0 {
+                    page.chunks.push(chunk);
+                }
+            }
+            Ok(page)
+        })
+    }
+
+    /// Whether a target is known to hold a chunk.
+    pub fn is_placed(&self, bit: TargetBit, chunk: ChunkId) -> Result<bool> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached("SELECT 1 FROM chunk WHERE id = ?1 AND placed & ?2 <> 0")?;
+            Ok(statement.exists(params![chunk, bit.mask() as i64])?)
+        })
+    }
+
+    /// What was remembered of the pass over a target that is under way.
+    pub fn scrub_place(&self, bit: TargetBit) -> Result<Option<String>> {
+        self.local_text(&place_key(bit))
+    }
+
+    /// When the newest pass over a target came to its end, in seconds since 1970.
+    pub fn scrubbed_at(&self, bit: TargetBit) -> Result<Option<i64>> {
+        Ok(self.local_text(&done_key(bit))?.and_then(|text| text.parse().ok()))
+    }
+
+    fn local_text(&self, key: &str) -> Result<Option<String>> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached("SELECT value FROM filesystem WHERE key = ?1")?;
+            Ok(statement.query_row([key], |row| row.get(0)).optional()?)
+        })
+    }
+}
+
+impl Tx<'_> {
+    /// Remembers how far the pass over a target is.
+    pub fn remember_scrub(&mut self, bit: TargetBit, place: &str) -> Result<()> {
+        self.set_local_text(&place_key(bit), place)
+    }
+
+    /// Remembers that the pass over a target came to its end.
+    pub fn scrubbed(&mut self, bit: TargetBit, now: Timestamp) -> Result<()> {
+        self.conn().prepare_cached("DELETE FROM filesystem WHERE key = ?1")?.execute([place_key(bit)])?;
+        self.set_local_text(&done_key(bit), &now.secs().to_string())
+    }
+
+    /// Copies on a target are missing or bad: it needs them again. One count for all of them.
+    pub fn misplaced_all(&mut self, bit: TargetBit, chunks: &[ChunkId]) -> Result<()> {
+        let mut changed = 0;
+        for chunk in chunks {
+            changed += self
+                .conn()
+                .prepare_cached(
+                    "UPDATE chunk SET placed = placed & ~?2, claimed = claimed & ~?2, incomplete = 1 \
+                     WHERE id = ?1 AND (placed | claimed) & ?2 <> 0",
+                )?
+                .execute(params![chunk, bit.mask() as i64])?;
+        }
+        if changed > 0 {
+            self.recount_tally(bit)?;
+            self.chunks_added();
+        }
+        Ok(())
+    }
+
+    fn set_local_text(&mut self, key: &str, value: &str) -> Result<()> {
+        self.conn()
+            .prepare_cached("INSERT OR REPLACE INTO filesystem (key, value) VALUES (?1, ?2)")?
+            .execute([key, value])?;
+        Ok(())
+    }
+}
+
+fn place_key(bit: TargetBit) -> String {
+    format!("scrub.{}", bit.index())
+}
+
+fn done_key(bit: TargetBit) -> String {
+    format!("scrubbed.{}", bit.index())
+}

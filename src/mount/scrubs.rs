@@ -1,0 +1,176 @@
+//! Scrubs of the targets of a mount: on request, and by themselves where that was asked for.
+//!
+//! Owns: which targets, one pass at a time for each, how far it is for who waits.
+//! Does not own: a pass (`crate::scrub`).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::chunk::file::ChunkFiles;
+use crate::clock;
+use crate::control::protocol::{Phase, Progress, TargetProgress};
+use crate::control::{Error, ErrorKind, ProgressSender, Scrub};
+use crate::id::TargetBit;
+use crate::meta::Meta;
+use crate::read::{Fetcher, Source};
+use crate::restore;
+use crate::scrub::{self, Cost, Pass, Report};
+use crate::target::pace::{Limit, Rate};
+
+/// How often it is looked whether a scheduled pass is due.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// Scrubs, and which run.
+pub struct Scrubs {
+    meta: Arc<Meta>,
+    files: ChunkFiles,
+    fetcher: Arc<Fetcher>,
+    /// Copies cannot be made good again: nothing is uploaded.
+    read_only: bool,
+    running: Mutex<BTreeSet<TargetBit>>,
+}
+
+/// A target that is being scrubbed; ends with the pass, also when its client goes away.
+struct Running<'a>(&'a Scrubs, TargetBit);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.lock().remove(&self.1);
+    }
+}
+
+impl Scrubs {
+    /// Scrubs of the targets that a mount reads from.
+    pub fn new(meta: Arc<Meta>, files: ChunkFiles, fetcher: Arc<Fetcher>, read_only: bool) -> Arc<Scrubs> {
+        Arc::new(Scrubs { meta, files, fetcher, read_only, running: Mutex::default() })
+    }
+
+    /// Scrubs the targets of a request, all at the same time.
+    pub async fn run(&self, request: &Scrub, progress: Option<&ProgressSender>) -> Result<Vec<Report>, Error> {
+        if request.repair && self.read_only {
+            return Err(Error::new(ErrorKind::Usage, "this mount is read-only: nothing can be repaired")
+                .hint("leave --repair away, or mount without --read-only"));
+        }
+        let rate = match request.bytes_per_second {
+            None => Rate::Unlimited,
+            Some(bytes) => Rate::per_second(bytes)
+                .ok_or_else(|| Error::new(ErrorKind::Usage, "the lowest rate of a scrub is 16 KiB/s"))?,
+        };
+        let limit = Limit::new(rate);
+        let sources = self.sources(&request.targets)?;
+        let shown: Vec<TargetProgress> = sources.iter().map(|source| waiting(&source.name)).collect();
+        let shown = Mutex::new(shown);
+        let passes = sources.into_iter().enumerate().map(|(index, source)| {
+            let (shown, limit) = (&shown, limit.clone());
+            async move {
+                let _running = self.begin(&source)?;
+                let bit = source.bit;
+                let uri = self.meta.targets().map_err(failed)?.into_iter().find(|row| row.bit == bit);
+                let name = source.name;
+                let source = restore::Source {
+                    target: source.target,
+                    name: name.clone(),
+                    uri: uri.map(|row| row.uri).unwrap_or_default(),
+                };
+                let pass = Pass {
+                    meta: self.meta.clone(),
+                    files: self.files.clone(),
+                    bit,
+                    source,
+                    level: request.level,
+                    repair: request.repair,
+                    limit,
+                };
+                let report = pass.run(|_, left| {
+                    let mut shown = shown.lock();
+                    shown[index].pending_objects = left;
+                    if let Some(progress) = progress {
+                        progress.send(Progress { phase: Phase::Scrubbing, targets: shown.clone() });
+                    }
+                });
+                let report = report.await.map_err(failed)?;
+                shown.lock()[index].done = true;
+                tell(&report);
+                Ok(report)
+            }
+        });
+        futures::future::join_all(passes).await.into_iter().collect()
+    }
+
+    /// What the passes of a request will cost.
+    pub fn cost(&self, request: &Scrub) -> Result<Vec<Cost>, Error> {
+        let tallies = self.meta.tallies().map_err(failed)?;
+        let cost = |source: Source| {
+            let tally = tallies.iter().find(|(bit, _)| *bit == source.bit).map(|(_, tally)| *tally);
+            scrub::cost(&source.name, request.level, tally.unwrap_or_default())
+        };
+        Ok(self.sources(&request.targets)?.into_iter().map(cost).collect())
+    }
+
+    /// Runs passes that are due, for ever.
+    pub async fn on_schedule(self: Arc<Self>, every: Duration, level: scrub::Level) {
+        loop {
+            for source in self.fetcher.sources() {
+                let scrubbed = self.meta.scrubbed_at(source.bit).ok().flatten().unwrap_or(0);
+                if clock::now().secs().saturating_sub(scrubbed) < every.as_secs() as i64 {
+                    continue;
+                }
+                let request = Scrub { level, targets: vec![source.name.clone()], repair: true, bytes_per_second: None };
+                if let Err(error) = self.run(&request, None).await {
+                    tracing::warn!(target_name = source.name, %error, "a scheduled scrub did not run");
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn sources(&self, names: &[String]) -> Result<Vec<Source>, Error> {
+        let mut sources = self.fetcher.sources();
+        if let Some(unknown) = names.iter().find(|name| !sources.iter().any(|source| source.name == **name)) {
+            let known: Vec<_> = sources.iter().map(|source| source.name.as_str()).collect();
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no target {unknown:?}"))
+                .hint(format!("targets are: {}", known.join(", "))));
+        }
+        sources.retain(|source| names.is_empty() || names.contains(&source.name));
+        Ok(sources)
+    }
+
+    fn begin(&self, source: &Source) -> Result<Running<'_>, Error> {
+        if self.running.lock().insert(source.bit) {
+            return Ok(Running(self, source.bit));
+        }
+        Err(Error::new(ErrorKind::Busy, format!("target {:?} is being scrubbed already", source.name))
+            .hint("wait for it; what it repairs is seen in: tandemfs status"))
+    }
+}
+
+fn waiting(name: &str) -> TargetProgress {
+    TargetProgress {
+        name: name.to_owned(),
+        pending_bytes: 0,
+        pending_objects: 0,
+        pending_records: 0,
+        done: false,
+        reason: None,
+    }
+}
+
+fn tell(report: &Report) {
+    let (target_name, bad, repaired, unverifiable) = (&report.target, report.bad, report.repaired, report.unverifiable);
+    if report.is_clean() && unverifiable == 0 {
+        tracing::info!(target_name, listed = report.listed, verified = report.verified, repaired, "scrubbed");
+    } else if report.is_clean() {
+        let reason = report.unverifiable_reason.as_deref().unwrap_or_default();
+        tracing::warn!(target_name, unverifiable, reason, "scrub could not check every copy");
+    } else {
+        let history = report.history.as_deref().unwrap_or("nothing wrong");
+        tracing::error!(target_name, bad, repaired, unverifiable, history, "scrub found bad copies");
+    }
+}
+
+fn failed(error: crate::meta::Error) -> Error {
+    Error::failed(error.to_string())
+}
