@@ -119,6 +119,9 @@ pub struct Queue {
     awaited_last: bool,
     /// The walk missed something behind its cursor and begins anew then.
     rewind_at: Option<Instant>,
+    /// When it did so last: at once the first time, for a copy that was found bad is lacking now; then not more often than
+    /// [`Bounds::rest`].
+    rewound_at: Option<Instant>,
 }
 
 impl Queue {
@@ -136,6 +139,7 @@ impl Queue {
             cursor: ChunkId(0),
             awaited_last: false,
             rewind_at: None,
+            rewound_at: None,
         }
     }
 
@@ -183,6 +187,7 @@ impl Queue {
     pub fn load(&mut self, now: Instant) -> Option<(ChunkId, usize)> {
         if self.rewind_at.is_some_and(|at| now >= at) && !matches!(self.walk, Walk::Loading { .. }) {
             self.rewind_at = None;
+            self.rewound_at = Some(now);
             self.cursor = ChunkId(0);
             self.walk = Walk::More;
         }
@@ -218,7 +223,8 @@ impl Queue {
         }
         self.walk = Walk::End;
         if missed {
-            self.rewind_at.get_or_insert(now + self.bounds.rest);
+            let rested = self.rewound_at.map_or(now, |at| (at + self.bounds.rest).max(now));
+            self.rewind_at.get_or_insert(rested);
         }
     }
 
