@@ -155,12 +155,14 @@ fn attention_text(attention: &status::Attention) -> String {
         AttentionKind::Damaged => "damaged",
         AttentionKind::Late => "not acknowledged in time",
         AttentionKind::Unsealed => "not readable from the local disk",
+        AttentionKind::Panicked => "failed by a mistake in this program",
     };
     let which = match (&attention.path, attention.inode) {
         (Some(path), _) => path.clone(),
         (None, Some(inode)) => format!("inode {inode}"),
         (None, None) if attention.kind == AttentionKind::Quarantine => "local files".into(),
         (None, None) if attention.kind == AttentionKind::Damaged => "copies".into(),
+        (None, None) if attention.kind == AttentionKind::Panicked => "calls".into(),
         (None, None) => "files".into(),
     };
     let mut text = format!("  attention: {which}: {what}");

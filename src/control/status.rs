@@ -159,6 +159,8 @@ pub enum AttentionKind {
     Late,
     /// The local disk does not give the bytes of a closed file (D3).
     Unsealed,
+    /// Calls of programs that were answered with an input/output error because a handler panicked.
+    Panicked,
 }
 
 /// Local bytes of chunk files.

@@ -63,6 +63,9 @@ pub mod decisions {
     #[doc = include_str!("decisions/sessions.md")]
     pub mod sessions {}
 
+    #[doc = include_str!("decisions/references.md")]
+    pub mod references {}
+
     #[doc = include_str!("decisions/zeros.md")]
     pub mod zeros {}
 }

@@ -63,8 +63,8 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    pub(super) fn new(vfs: Arc<Vfs>, options: &Options, panics: Arc<AtomicU64>) -> Adapter {
-        Adapter { vfs, runtime: options.runtime.clone(), panics, no_opendir: false }
+    pub(super) fn new(vfs: Arc<Vfs>, options: &Options) -> Adapter {
+        Adapter { vfs, runtime: options.runtime.clone(), panics: options.panics.clone(), no_opendir: false }
     }
 
     /// Runs one operation; a panic in it is an input/output error and counted.
@@ -121,8 +121,20 @@ impl Adapter {
 
 /// Runs `body`; a panic in it is an input/output error and counted.
 pub(super) fn catch<T>(panics: &AtomicU64, operation: &'static str, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    let body = || {
+        failpoint(operation);
+        body()
+    };
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| panicked(panics, operation, &*panic))
 }
+
+/// Where tests make a handler panic.
+#[cfg(test)]
+pub(super) use super::panic_tests::failpoint;
+
+#[cfg(not(test))]
+#[inline]
+pub(super) fn failpoint(_operation: &'static str) {}
 
 /// What a caught panic is answered with.
 pub(super) fn panicked<T>(panics: &AtomicU64, operation: &'static str, panic: &(dyn Any + Send)) -> Result<T> {

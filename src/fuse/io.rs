@@ -10,7 +10,7 @@ use std::sync::Arc;
 use fuser::{FileHandle, FopenFlags, ReplyData, ReplyWrite};
 use futures::FutureExt;
 
-use super::adapter::{Adapter, catch, panicked};
+use super::adapter::{Adapter, catch, failpoint, panicked};
 use super::errno::reply as errno;
 use crate::id::InodeId;
 use crate::read::Outcome;
@@ -84,6 +84,10 @@ impl Adapter {
     ) {
         let panics = Arc::clone(&self.panics);
         self.runtime.spawn(async move {
+            let work = async move {
+                failpoint(operation);
+                work.await
+            };
             let result = AssertUnwindSafe(work).catch_unwind().await;
             answer(result.unwrap_or_else(|panic| panicked(&panics, operation, &*panic)));
         });

@@ -14,6 +14,8 @@ mod attr;
 pub mod device;
 mod errno;
 mod io;
+#[cfg(test)]
+mod panic_tests;
 pub mod session;
 
 pub use device::{MountOptions, Unmount, unmount};

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 
 use fuser::{Config, SessionACL};
@@ -25,21 +25,21 @@ pub struct Options {
     pub mount: MountOptions,
     /// Runs what must not hold up a request's thread: reads that fetch, syncs.
     pub runtime: tokio::runtime::Handle,
+    /// Counts handlers that panic; each is answered with an input/output error.
+    pub panics: Arc<AtomicU64>,
 }
 
 /// A filesystem that is mounted.
 pub struct Session {
     mountpoint: PathBuf,
     notifier: fuser::Notifier,
-    panics: Arc<AtomicU64>,
     thread: JoinHandle<io::Result<()>>,
 }
 
 impl Session {
     /// Mounts `vfs` at `mountpoint`, which is absolute and without symbolic links. Requests are served from here on.
     pub fn start(vfs: Arc<Vfs>, mountpoint: &Path, options: &Options) -> io::Result<Session> {
-        let panics = Arc::new(AtomicU64::new(0));
-        let adapter = Adapter::new(vfs, options, panics.clone());
+        let adapter = Adapter::new(vfs, options);
         let acl = if options.mount.allow_other { SessionACL::All } else { SessionACL::Owner };
         let mut config = Config::default();
         config.acl = acl;
@@ -52,7 +52,7 @@ impl Session {
             Ok((notifier, thread))
         });
         match started {
-            Ok((notifier, thread)) => Ok(Session { mountpoint: mountpoint.to_owned(), notifier, panics, thread }),
+            Ok((notifier, thread)) => Ok(Session { mountpoint: mountpoint.to_owned(), notifier, thread }),
             Err(error) => {
                 // Nobody serves it: it would answer every program with ENOTCONN.
                 if let Err(left) = device::unmount(mountpoint, device::Unmount::Lazy) {
@@ -66,11 +66,6 @@ impl Session {
     /// Where it is mounted.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
-    }
-
-    /// How many handlers panicked; each was answered with an input/output error.
-    pub fn panics(&self) -> u64 {
-        self.panics.load(Ordering::Relaxed)
     }
 
     /// Makes the kernel ask for the attributes of `ino` again. Never call this while serving a request.

@@ -4,7 +4,7 @@
 //! Does not own: noticing it (`recovery`, `replication`, `read`).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -27,12 +27,14 @@ pub struct Noticed {
     lost: Vec<InodeId>,
     fetcher: Arc<Fetcher>,
     quarantine: Mutex<Quarantined>,
+    /// Handlers that panicked; each call got an input/output error.
+    panics: Arc<AtomicU64>,
 }
 
 impl Noticed {
     /// What is known at the start.
-    pub fn new(lost: Vec<InodeId>, fetcher: Arc<Fetcher>) -> Noticed {
-        Noticed { mounted: clock::instant(), lost, fetcher, quarantine: Mutex::default() }
+    pub fn new(lost: Vec<InodeId>, fetcher: Arc<Fetcher>, panics: Arc<AtomicU64>) -> Noticed {
+        Noticed { mounted: clock::instant(), lost, fetcher, quarantine: Mutex::default(), panics }
     }
 
     /// What lies in quarantine now.
@@ -45,6 +47,7 @@ impl Noticed {
         let mut all = self.void(meta);
         all.extend(self.damaged(findings, findings_count));
         all.extend(self.quarantined());
+        all.extend(panicked(self.panics.load(Ordering::Relaxed)));
         all
     }
 
@@ -117,6 +120,13 @@ impl Noticed {
             )
         })
     }
+}
+
+/// Calls whose handlers panicked.
+fn panicked(count: u64) -> Option<Attention> {
+    let hint =
+        format!("{count} calls since the mount got an input/output error: please report what the log says of them");
+    (count > 0).then(|| attention(AttentionKind::Panicked, hint))
 }
 
 /// Closed files whose bytes the local disk does not give (D3).

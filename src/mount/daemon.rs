@@ -11,6 +11,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -201,7 +202,8 @@ impl Daemon {
         if let Some(every) = config.scrub.every.filter(|_| !read_only) {
             runtime.spawn(scrubs.clone().on_schedule(every, config.scrub.level));
         }
-        let noticed = Noticed::new(report.lost, fetcher);
+        let panics = Arc::new(AtomicU64::new(0));
+        let noticed = Noticed::new(report.lost, fetcher, panics.clone());
         let live = Arc::new(Live {
             meta: meta.clone(),
             files: files.clone(),
@@ -228,7 +230,7 @@ impl Daemon {
         }
         let kind = mount.kind();
         mount.read_only |= read_only;
-        let session_options = fuse::session::Options { mount, runtime: runtime.handle().clone() };
+        let session_options = fuse::session::Options { mount, runtime: runtime.handle().clone(), panics };
         let session = fuse::Session::start(vfs, &mountpoint, &session_options).map_err(mount_failed(&mountpoint))?;
         let registered = Registry::of_user()
             .register(&Entry {

@@ -58,6 +58,12 @@ impl Ending {
         *self.unmounted.borrow()
     }
 
+    /// Waits until the mount is gone.
+    pub async fn unmounted(&self) {
+        // Never an error: `self` holds the sender.
+        let _ = self.unmounted.subscribe().wait_for(|gone| *gone).await;
+    }
+
     /// The mount is gone.
     pub fn set_unmounted(&self) {
         self.unmounted.send_replace(true);

@@ -18,6 +18,9 @@ use crate::control::{
 };
 use crate::scrub;
 
+/// How long the end of a session may take to be noticed after its mount left the kernel's table.
+const NOTICED_WITHIN: Duration = Duration::from_secs(2);
+
 /// Answers requests.
 pub struct Served {
     pub parts: Arc<dyn Parts>,
@@ -78,6 +81,11 @@ impl Daemon for Served {
     }
 
     async fn hand_over(&self) -> Result<(), Error> {
+        // umount(8) returns before this daemon has noticed that the mount is gone.
+        let gone = !unmount::is_mounted(&self.mountpoint, &self.kind).unwrap_or(true);
+        if gone {
+            let _ = tokio::time::timeout(NOTICED_WITHIN, self.ending.unmounted()).await;
+        }
         if !self.ending.is_unmounted() {
             return Err(Error::new(
                 ErrorKind::Busy,

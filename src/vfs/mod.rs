@@ -20,7 +20,7 @@ pub mod rename;
 pub mod seek;
 pub mod statfs;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod xattr;
 
 use std::sync::{Arc, OnceLock};

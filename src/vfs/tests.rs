@@ -30,15 +30,15 @@ const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 const USER: Caller = Caller { uid: 1000, gid: 1000, pid: 0 };
 
 /// A filesystem without kernel and targets.
-struct Rig {
-    vfs: Arc<Vfs>,
+pub(crate) struct Rig {
+    pub(crate) vfs: Arc<Vfs>,
     pipeline: Option<Pipeline>,
     _runtime: tokio::runtime::Runtime,
     _dir: tempfile::TempDir,
 }
 
 impl Rig {
-    fn new() -> Rig {
+    pub(crate) fn new() -> Rig {
         let dir = tempfile::tempdir().unwrap();
         let time = clock::now();
         let created = Created { filesystem: FilesystemId::random(), name: "t".into(), chunk_size: CHUNK, time };

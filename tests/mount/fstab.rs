@@ -66,11 +66,11 @@ fn mount_8_and_umount_8_work_as_with_any_filesystem() {
         "mount.fuse.tandemfs",
         &config,
         "mount -t fuse.tandemfs \"$CONFIG\" \"$MNT\" -o nofail,_netdev,x-systemd.requires=network-online.target,allow_other
-         findmnt -no FSTYPE \"$MNT\"
-         test \"$(findmnt -no SOURCE \"$MNT\")\" = \"$CONFIG\"
-         findmnt -no OPTIONS \"$MNT\" | tr , '\\n' | grep -E '^(rw|nosuid|nodev|allow_other|default_permissions)$' | sort
+         findmnt -no FSTYPE -M \"$MNT\"
+         test \"$(findmnt -no SOURCE -M \"$MNT\")\" = \"$CONFIG\"
+         findmnt -no OPTIONS -M \"$MNT\" | tr , '\\n' | grep -E '^(rw|nosuid|nodev|allow_other|default_permissions)$' | sort
          echo hello > \"$MNT/file\"
-         umount \"$MNT\"; ! findmnt \"$MNT\"
+         umount \"$MNT\"; ! findmnt -M \"$MNT\"
          mount -t fuse.tandemfs \"$CONFIG\" \"$MNT\" -o ro
          cat \"$MNT/file\"; ! touch \"$MNT/file\"
          umount \"$MNT\"",
@@ -90,9 +90,9 @@ fn a_line_of_fstab_mounts_it_once() {
         &config,
         "echo \"$CONFIG $MNT fuse.tandemfs user,noauto,nofail,_netdev,x-systemd.automount,X-mount.mkdir,suid,state_dir=$PLACE/elsewhere 0 0\" > \"$PLACE/fstab\"
          mount -T \"$PLACE/fstab\" \"$MNT\"
-         findmnt -no FSTYPE \"$MNT\"; test -e \"$PLACE/elsewhere/lock\"
+         findmnt -no FSTYPE -M \"$MNT\"; test -e \"$PLACE/elsewhere/lock\"
          sed -i s/noauto/auto/ \"$PLACE/fstab\"
-         mount -T \"$PLACE/fstab\" -a; findmnt -no FSTYPE \"$MNT\"
+         mount -T \"$PLACE/fstab\" -a; findmnt -no FSTYPE -M \"$MNT\"
          echo hello > \"$MNT/file\"; umount -T \"$PLACE/fstab\" \"$MNT\" 2> /dev/null || umount \"$MNT\"
          ! mount -t fuse.tandemfs \"$CONFIG\" \"$MNT\" -o alow_other 2> \"$PLACE/said\"; grep -o 'option \"alow_other\" is unknown' \"$PLACE/said\"",
     );
@@ -113,7 +113,7 @@ fn mount_fuse_finds_the_program_by_its_own_name() {
         "tandemfs",
         &config,
         "mount -t fuse.tandemfs \"$CONFIG\" \"$MNT\" -o rw,noatime,nofail,_netdev
-         findmnt -no FSTYPE \"$MNT\"; echo hello > \"$MNT/file\"; umount \"$MNT\"",
+         findmnt -no FSTYPE -M \"$MNT\"; echo hello > \"$MNT/file\"; umount \"$MNT\"",
     );
     let Some(finished) = finished else { return };
     let _ended = Mounted::found(&place, "state");
@@ -130,7 +130,9 @@ fn source_and_type_are_what_the_options_say_and_our_commands_know_the_mount() {
     ] {
         let mount = || place.mount_with("state", &["-o".as_ref(), options.as_ref()]);
         let mounted = mount();
-        let found = |column: &str| program("findmnt", ["-no".as_ref(), column.as_ref(), place.mnt().as_os_str()]);
+        let found = |column: &str| {
+            program("findmnt", ["-no".as_ref(), column.as_ref(), "-M".as_ref(), place.mnt().as_os_str()])
+        };
         assert_eq!((found("FSTYPE").trim(), found("SOURCE").trim()), (kind, source));
         std::fs::write(mounted.path("file"), options).unwrap();
         let again = finish(&mut place.mount_command("other"));

@@ -1,14 +1,14 @@
 //! fsx: random reads, writes, mappings, truncates, holes and copies on one file, each read compared with what was written,
 //! while the file is sealed, evicted and fetched back under it.
 //!
-//! `.ci/run` installs it (`cargo install fsx`). `TANDEMFS_FSX_OPS` sets the number of operations of each mode.
+//! `.ci/suites` installs it. `TANDEMFS_FSX_OPS` sets the number of operations of each mode.
 
 use std::process::{Child, Command, Stdio};
 
 use crate::busy::{self, CACHE_LIMIT, Neighbour};
 use crate::support::run::tool;
 
-const OPERATIONS: u64 = 50_000;
+const OPERATIONS: u64 = 6_000;
 const SEEDS: [u64; 4] = [1, 7, 42, 4711];
 
 /// Larger than many chunks, so that most operations meet several.

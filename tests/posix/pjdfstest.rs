@@ -1,6 +1,6 @@
 //! pjdfstest: what POSIX and Linux say about each call that changes names or attributes.
 //!
-//! `.ci/run` installs it (`cargo install pjdfstest`). Cases that cannot run under Linux or FUSE are listed, each with its
+//! `.ci/suites` installs it. Cases that cannot run under Linux or FUSE are listed, each with its
 //! reason, in `src/docs/testing.md`.
 
 use std::process::Command;
@@ -8,12 +8,18 @@ use std::process::Command;
 use crate::support::mounted::Place;
 use crate::support::run::{finish, tool};
 
-/// Of its 398 cases ext4 passes 383; the others need chflags, NFSv4 ACLs, remounting or a second filesystem.
-const PASSED_MIN: u32 = 382;
+/// Of 398 cases: 13 remount the filesystem, one wants the largest number of links, which the C library cannot tell for FUSE. ext4 passes 385.
+const PASSED_MIN: u32 = 384;
+
+/// Truncates a program that has just begun, through a descriptor for reading. The kernel sends the FUSE request that
+/// truncates before it looks whether the file is being executed: a program that is still loading may die of it, and then
+/// nobody executes the file any more. Seen in one of six runs on a machine with six processes for each core.
+const RACES: &str = "open::etxtbsy";
 
 /// Users that every system has, and that are not in each other's groups.
 const CONFIG: &str = r#"
 [features]
+secondary_fs = "OTHER"
 posix_fallocate = {}
 rename_ctime = {}
 stat_st_birthtime = {}
@@ -30,19 +36,25 @@ entries = [["daemon", "daemon"], ["nobody", "nogroup"]]
 fn pjdfstest_finds_nothing_wrong() {
     let Some(pjdfstest) = tool("pjdfstest") else { return };
     let place = Place::new(&["a"]);
-    std::fs::write(place.path("pjdfstest.toml"), CONFIG).unwrap();
+    // Another filesystem, for what must fail between two.
+    std::fs::create_dir(place.path("other")).unwrap();
+    let config = CONFIG.replace("OTHER", place.path("other").to_str().unwrap());
+    std::fs::write(place.path("pjdfstest.toml"), config).unwrap();
     let mounted = place.mount_with("state", &["-o".as_ref(), "allow_other,suid,dev".as_ref()]);
-    let finished = finish(
-        Command::new(pjdfstest)
-            .arg("-c")
-            .arg(place.path("pjdfstest.toml"))
-            .arg("-p")
-            .arg(place.mnt())
-            .env("RUST_BACKTRACE", "0")
-            .env("NO_COLOR", "1"),
-    );
-    let (passed, failed) = summary(&finished.stdout).unwrap_or_else(|| panic!("no summary:\n{}", finished.stdout));
+    let run = |cases: &[&str]| {
+        let mut command = Command::new(&pjdfstest);
+        command.arg("-c").arg(place.path("pjdfstest.toml")).arg("-p").arg(place.mnt()).args(cases);
+        finish(command.env("RUST_BACKTRACE", "0").env("NO_COLOR", "1"))
+    };
+    let finished = run(&[]);
+    let (mut passed, mut failed) =
+        summary(&finished.stdout).unwrap_or_else(|| panic!("no summary:\n{}", finished.stdout));
     let not_passed: Vec<&str> = finished.stdout.lines().skip_while(|line| !line.contains("FAILED")).take(60).collect();
+    if failed == 1 && failed_case(&finished.stdout) == Some(RACES) {
+        let again = run(&["-e", RACES]);
+        assert_eq!(summary(&again.stdout), Some((1, 0)), "{}", again.stdout);
+        (passed, failed) = (passed + 1, 0);
+    }
     assert_eq!(failed, 0, "{}\n{}", not_passed.join("\n"), finished.stderr);
     assert!(passed >= PASSED_MIN, "only {passed} passed:\n{}", finished.stdout);
     println!("pjdfstest: {passed} passed");
@@ -56,6 +68,11 @@ fn summary(output: &str) -> Option<(u32, u32)> {
     let words: Vec<&str> = line.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
     let before = |name: &str| words.windows(2).find(|pair| pair[1] == name)?[0].parse().ok();
     Some((before("passed")?, before("failed")?))
+}
+
+/// The first case that failed.
+fn failed_case(output: &str) -> Option<&str> {
+    output.lines().find(|line| line.contains("FAILED"))?.split_whitespace().next()
 }
 
 fn without_colours(text: &str) -> String {

@@ -106,6 +106,7 @@ fn direct_appending_and_synced_descriptors_do_what_they_say() {
     File::options().write(true).open(&path).unwrap().write_all_at(b"through the cache", 130 << 10).unwrap();
     direct.read_exact_at(&mut pages, 128 << 10).unwrap();
     assert_eq!(&pages[2 << 10..][..17], b"through the cache");
+    drop((direct, cached));
 
     // Appenders never overwrite each other.
     let path = mounted.path("log");

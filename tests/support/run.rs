@@ -60,7 +60,7 @@ pub fn installed(names: &[&str]) -> bool {
 /// Says aloud that a test does not run here.
 #[track_caller]
 pub fn skipped(why: &str) {
-    assert!(std::env::var_os("TANDEMFS_SKIP_NOTHING").is_none(), "not tested: {why}");
+    assert!(std::env::var_os("TANDEMFS_SKIP_NOTHING").is_none_or(|set| set.is_empty()), "not tested: {why}");
     eprintln!("SKIPPED: {why}");
 }
 
