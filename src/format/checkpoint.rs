@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::json::{self, LINE_BYTES_MAX, Line};
 use super::key::{self, CheckpointFile};
 use super::record::{Change, Record};
-use super::{CHUNK_BYTES_MAX, Error, FORMAT, Hex, Result, check_number, from_json, utc_text};
+use super::{CHUNK_BYTES_MAX, Error, FORMAT, Hex, Result, check_in_keys, check_number, from_json, utc_text};
 use crate::clock::Timestamp;
 use crate::id::{Epoch, ExportId, FilesystemId, Hash, SegmentNumber, Seq, TargetId, WriterId};
 
@@ -159,9 +159,9 @@ impl Complete {
         let place = key::complete(seq, export);
         let document: Document = from_json(&place, bytes, COMPLETE_BYTES_MAX)?;
         super::expect_same(&place, "seq", &seq, &document.seq)?;
+        check_in_keys(&place, "epoch", document.epoch.0, key::EPOCH_MAX.0)?;
+        check_in_keys(&place, "replay_from", document.replay_from.0, key::SEGMENT_MAX.0)?;
         for (key, number) in [
-            ("epoch", document.epoch.0),
-            ("replay_from", document.replay_from.0),
             ("sqlite_bytes", document.sqlite_bytes),
             ("slots.count", document.slots.count),
             ("inodes", document.inodes),

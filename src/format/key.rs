@@ -31,6 +31,11 @@ pub const WRITERS: &str = "writers/";
 /// Unfinished writes and probes: nobody's data.
 pub const TEMPORARY: &str = "tmp/";
 
+/// The highest epoch that a key can name.
+pub const EPOCH_MAX: Epoch = Epoch(9_999_999_999);
+/// The highest number of a segment that a key can name.
+pub const SEGMENT_MAX: SegmentNumber = SegmentNumber(999_999_999_999);
+
 /// The name of a checkpoint's last object in its folder.
 pub const COMPLETE_NAME: &str = "complete.json";
 /// The name of a checkpoint's slots in its folder.

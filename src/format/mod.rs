@@ -140,6 +140,14 @@ fn check_number(place: &str, key: &str, number: u64) -> Result<()> {
     Err(Error::malformed(place, format_args!("{key} {number} is not below 2^53")))
 }
 
+/// Refuses numbers that no key can name: whoever builds on them could not be found again.
+fn check_in_keys(place: &str, key: &str, number: u64, max: u64) -> Result<()> {
+    if number <= max {
+        return Ok(());
+    }
+    Err(Error::malformed(place, format_args!("{key} {number} is more than keys can name")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

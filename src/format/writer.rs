@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FORMAT, Hex, Result, check_number, expect_same, from_json, key, utc_text};
+use super::{FORMAT, Hex, Result, check_in_keys, check_number, expect_same, from_json, key, utc_text};
 use crate::clock::Timestamp;
 use crate::id::{Epoch, FilesystemId, Hash, SegmentNumber, Seq, TargetId, WriterId};
 
@@ -137,12 +137,12 @@ impl Writer {
         expect_same(&place, "epoch", &epoch, &document.epoch)?;
         expect_same(&place, "writer", &writer, &document.writer)?;
         if let Some(parent) = &document.parent {
-            check_number(&place, "parent.epoch", parent.epoch.0)?;
-            check_number(&place, "parent.n", parent.n.0)?;
+            check_in_keys(&place, "parent.epoch", parent.epoch.0, key::EPOCH_MAX.0)?;
+            check_in_keys(&place, "parent.n", parent.n.0, key::SEGMENT_MAX.0)?;
             check_number(&place, "parent.seq", parent.seq.0)?;
         }
         for ancestor in &document.history {
-            check_number(&place, "history.epoch", ancestor.epoch.0)?;
+            check_in_keys(&place, "history.epoch", ancestor.epoch.0, key::EPOCH_MAX.0)?;
             check_number(&place, "history.seq", ancestor.seq.0)?;
         }
         Ok(Writer {
@@ -150,9 +150,9 @@ impl Writer {
             target: document.target,
             epoch,
             writer,
-            host: document.host,
+            host: printable(&document.host),
             started: document.started,
-            version: document.version,
+            version: printable(&document.version),
             parent: document.parent.map(|parent| Parent {
                 epoch: parent.epoch,
                 writer: parent.writer,
@@ -167,6 +167,12 @@ impl Writer {
                 .collect(),
         })
     }
+}
+
+/// What people may be shown of a text that anybody may have written: no escapes for their terminal, and no more than a line.
+fn printable(text: &str) -> String {
+    let shown = |char: char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char };
+    text.chars().take(255).map(shown).collect()
 }
 
 #[cfg(test)]
@@ -210,6 +216,27 @@ mod tests {
         assert!((bytes.len() as u64) < BYTES_MAX / 2, "{}", bytes.len());
         let read = Writer::decode(&bytes, long.epoch, long.writer).unwrap();
         assert_eq!(read.history, long.history[1000 - HISTORY_MAX..]);
+    }
+
+    #[test]
+    fn what_people_are_shown_cannot_command_their_terminal() {
+        let hostile = Writer { host: "nas\u{1b}[2J\n".repeat(1000), version: "\0".into(), ..writer() };
+        let read = Writer::decode(&hostile.encode(), hostile.epoch, hostile.writer).unwrap();
+        assert!(read.host.chars().count() == 255 && !read.host.chars().any(char::is_control), "{:?}", read.host);
+        assert_eq!(read.version, "\u{fffd}");
+    }
+
+    #[test]
+    fn numbers_that_no_key_can_name_are_refused() {
+        let parent = writer().parent.unwrap();
+        for parent in [
+            Parent { epoch: Epoch(key::EPOCH_MAX.0 + 1), ..parent },
+            Parent { n: SegmentNumber(key::SEGMENT_MAX.0 + 1), ..parent },
+            Parent { seq: Seq(1 << 53), ..parent },
+        ] {
+            let bytes = Writer { parent: Some(parent), ..writer() }.encode();
+            assert!(matches!(Writer::decode(&bytes, writer().epoch, writer().writer), Err(Error::Malformed { .. })));
+        }
     }
 
     #[test]

@@ -35,6 +35,9 @@ const BATCH_ROWS: usize = 20_000;
 /// No value in the file is longer: an extended attribute, 64 KiB, is the longest there is.
 const VALUE_BYTES_MAX: i32 = 1 << 20;
 
+/// Open slots of a snapshot: each is a file that was being written.
+const SLOTS_MAX: usize = 1_000_000;
+
 /// What a checkpoint must be a checkpoint of.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected {
@@ -427,6 +430,9 @@ impl Import {
         }
         if self.slots.last().is_some_and(|last| last.seq >= slot.seq) {
             refuse!("slot {} is out of order", slot.seq);
+        }
+        if self.slots.len() == SLOTS_MAX {
+            refuse!("more than {SLOTS_MAX} slots are open");
         }
         self.slots.push(slot);
         self.in_slots.insert(slot.ino);

@@ -7,7 +7,8 @@
 use rusqlite::params;
 
 use super::restored::KnownWriter;
-use super::{Meta, Result};
+use super::{Error, Meta, Result};
+use crate::format::key::EPOCH_MAX;
 use crate::format::writer::HISTORY_MAX;
 use crate::id::{Epoch, WriterId};
 
@@ -39,6 +40,9 @@ impl Meta {
                     "DELETE FROM mounted WHERE epoch < (SELECT epoch FROM mounted ORDER BY epoch DESC LIMIT 1 OFFSET ?1)",
                     [HISTORY_MAX as i64 - 1],
                 )?;
+            }
+            if epoch.max(seen) >= EPOCH_MAX {
+                return Err(Error::Damaged(format!("epoch {} is the last one that there can be", epoch.max(seen))));
             }
             let mounted = Mounted {
                 epoch: Epoch(epoch.max(seen).0 + 1),
@@ -107,6 +111,13 @@ mod tests {
         let third = meta.begin_mount(Epoch(40), "boot 2").unwrap();
         assert_eq!((third.epoch, third.rebooted), (Epoch(41), true));
         assert_eq!(meta.writer_identity().unwrap(), (third.epoch, third.writer, 3));
+    }
+
+    #[test]
+    fn t7_an_epoch_that_no_key_can_name_is_never_taken() {
+        let (_dir, meta) = store();
+        assert!(matches!(meta.begin_mount(EPOCH_MAX, "boot"), Err(Error::Damaged(_))));
+        assert_eq!(meta.begin_mount(Epoch(EPOCH_MAX.0 - 1), "boot").unwrap().epoch, EPOCH_MAX);
     }
 
     #[test]

@@ -13,9 +13,11 @@ use rusqlite::params;
 use super::journal::{Kind, encode};
 use super::target::Mode;
 use super::{Error, Meta, Result, Tx};
+use crate::format::key;
 use crate::format::record::{Change, VoidReason};
 use crate::id::{
-    ChunkHash, Epoch, ExportId, Generation, Hash, InodeId, SegmentNumber, Seq, TargetBit, TargetId, WriterId,
+    ChunkHash, Epoch, ExportId, Generation, Hash, InodeId, NUMBER_MAX, SegmentNumber, Seq, TargetBit, TargetId,
+    WriterId,
 };
 
 /// A target that was restored from.
@@ -244,6 +246,28 @@ impl Tx<'_> {
 }
 
 impl Meta {
+    /// Which number of this state leaves no room to go on, if one does: those that come next would be more than keys and
+    /// JSON can carry, and what is built on them could not be read. No honest history comes half as far.
+    pub fn exhausted(&self) -> Result<Option<String>> {
+        self.read(|conn| {
+            let numbers: [(&str, &str, u64); 6] = [
+                ("seq", "SELECT seq FROM counter", NUMBER_MAX),
+                ("inode", "SELECT next_inode FROM counter", NUMBER_MAX),
+                ("generation", "SELECT coalesce(max(generation), 0) FROM inode", NUMBER_MAX),
+                ("chunk row", "SELECT coalesce(max(id), 0) FROM chunk", NUMBER_MAX),
+                ("epoch", "SELECT epoch FROM counter", key::EPOCH_MAX.0),
+                ("segment", "SELECT coalesce(max(n), 0) FROM target", key::SEGMENT_MAX.0),
+            ];
+            for (what, sql, max) in numbers {
+                let number: i64 = conn.query_row(sql, [], |row| row.get(0))?;
+                if number as u64 > max / 2 {
+                    return Ok(Some(format!("{what} {number}")));
+                }
+            }
+            Ok(None)
+        })
+    }
+
     /// The writers whose history this state was restored from; none if it never was.
     pub fn restored_lineage(&self) -> Result<Vec<KnownWriter>> {
         self.read(|conn| {

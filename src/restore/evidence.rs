@@ -22,6 +22,12 @@ use crate::target::{Kind, Listed};
 
 /// Objects listed under one prefix before the listing is called endless: years of segments that nobody trimmed.
 const OBJECTS_MAX: usize = 4_000_000;
+/// Of those, announcements: there is one for each mount.
+const WRITERS_MAX: usize = 100_000;
+/// Complete checkpoints that are looked at, the newest: two are kept, and some may be of discarded history.
+const CHECKPOINTS_MAX: usize = 64;
+/// Objects that are reported one by one.
+const NOTED_MAX: usize = 1000;
 /// Small objects fetched at the same time.
 const FETCHES: usize = 16;
 
@@ -67,30 +73,31 @@ pub(crate) async fn read(source: &Source, superblock: Superblock) -> Result<Evid
     };
     let mut writers: BTreeMap<(Epoch, WriterId), Option<Announced>> = BTreeMap::new();
     let mut announcements = vec![];
-    for object in list(source, key::WRITERS).await? {
-        match key::parse(&object.key) {
-            Key::Writer { epoch, writer } => announcements.push((epoch, writer)),
-            _ => evidence.foreign += 1,
+    list(source, key::WRITERS, WRITERS_MAX, |object| match key::parse(&object.key) {
+        Key::Writer { epoch, writer } => announcements.push((epoch, writer)),
+        _ => evidence.foreign += 1,
+    })
+    .await?;
+    list(source, key::JOURNAL, OBJECTS_MAX, |object| match key::parse(&object.key) {
+        Key::Segment { epoch, writer, n } => {
+            writers.entry((epoch, writer)).or_default();
+            evidence.segments.insert((n, epoch, writer), object.length);
         }
-    }
-    for object in list(source, key::JOURNAL).await? {
-        match key::parse(&object.key) {
-            Key::Segment { epoch, writer, n } => {
-                writers.entry((epoch, writer)).or_default();
-                evidence.segments.insert((n, epoch, writer), object.length);
-            }
-            _ => evidence.foreign += 1,
-        }
-    }
+        _ => evidence.foreign += 1,
+    })
+    .await?;
     let mut completes = vec![];
-    for object in list(source, key::CHECKPOINTS).await? {
-        match key::parse(&object.key) {
-            Key::Checkpoint { seq, export, file: CheckpointFile::Complete } => completes.push((seq, export)),
-            // Parts are found by what `complete.json` says of them; without one they are nobody's yet.
-            Key::Checkpoint { .. } => {}
-            _ => evidence.foreign += 1,
-        }
-    }
+    list(source, key::CHECKPOINTS, OBJECTS_MAX, |object| match key::parse(&object.key) {
+        Key::Checkpoint { seq, export, file: CheckpointFile::Complete } => completes.push((seq, export)),
+        // Parts are found by what `complete.json` says of them; without one they are nobody's yet.
+        Key::Checkpoint { .. } => {}
+        _ => evidence.foreign += 1,
+    })
+    .await?;
+    // Keys ascend by seq.
+    completes.drain(..completes.len().saturating_sub(CHECKPOINTS_MAX));
+    announcements.sort_unstable();
+    let newest = announcements.last().copied();
 
     let filesystem = evidence.superblock.filesystem;
     let mut fetched = stream::iter(announcements)
@@ -110,7 +117,11 @@ pub(crate) async fn read(source: &Source, superblock: Superblock) -> Result<Evid
         });
         match decoded {
             Ok(found) => {
-                let Writer { host, started, parent, history, .. } = found;
+                // Of thousands of writers only the newest is asked whose history this is.
+                let Writer { host, started, parent, mut history, .. } = found;
+                if newest != Some((epoch, writer)) {
+                    history = vec![];
+                }
                 *announced = Some(Announced { host, started, parent, history });
             }
             Err(error) => evidence.note(source, error)?,
@@ -152,7 +163,11 @@ impl Evidence {
         if let format::Error::Unsupported { .. } = error {
             return Err(Error::Format { name: source.name.clone(), error });
         }
-        self.unproven.push(Unproven::Object { source: source.name.clone(), why: error.to_string() });
+        if self.unproven.len() < NOTED_MAX {
+            // Parsers quote what they refuse.
+            let why = error.to_string().chars().take(300).collect();
+            self.unproven.push(Unproven::Object { source: source.name.clone(), why });
+        }
         Ok(())
     }
 }
@@ -169,20 +184,24 @@ fn of_filesystem(place: &str, expected: FilesystemId, found: FilesystemId) -> fo
     })
 }
 
-/// Lists all objects under a prefix.
-pub(crate) async fn list(source: &Source, prefix: &str) -> Result<Vec<Listed>, Error> {
-    let mut found: Vec<Listed> = vec![];
+/// Lists all objects under a prefix, at most `max`. What is kept of each is up to `each`: keys may be of any length.
+pub(crate) async fn list(
+    source: &Source,
+    prefix: &str,
+    max: usize,
+    mut each: impl FnMut(&Listed),
+) -> Result<(), Error> {
+    let mut seen = 0;
     let mut after: Option<String> = None;
     loop {
         let page = source.target.list(prefix, after.as_deref()).await.map_err(|error| source.failed(error))?;
-        found.extend(page.objects);
+        page.objects.iter().for_each(&mut each);
+        seen += page.objects.len();
         // A listing that does not go forward would never end.
         match page.next {
-            Some(next) if after.as_ref().is_none_or(|after| next > *after) && found.len() < OBJECTS_MAX => {
-                after = Some(next);
-            }
+            Some(next) if after.as_ref().is_none_or(|after| next > *after) && seen < max => after = Some(next),
             Some(_) => return Err(Error::Endless { name: source.name.clone(), prefix: prefix.into() }),
-            None => return Ok(found),
+            None => return Ok(()),
         }
     }
 }

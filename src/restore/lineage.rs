@@ -82,18 +82,23 @@ pub(crate) fn newest<'a>(
     seen: impl IntoIterator<Item = &'a WriterSeen>,
 ) -> Result<Option<(Epoch, WriterId)>, TwoWriters> {
     let mut newest: Option<&WriterSeen> = None;
+    let mut rival: Option<&WriterSeen> = None;
     for writer in seen {
         match newest {
             Some(known) if known.epoch > writer.epoch => {}
-            Some(known) if known.epoch == writer.epoch && known.writer != writer.writer => {
-                return Err(TwoWriters { epoch: known.epoch, one: describe(known), two: describe(writer) });
-            }
+            Some(known) if known.epoch == writer.epoch && known.writer != writer.writer => rival = Some(writer),
             // The same one on another target; one that announced itself says more.
             Some(known) if known.epoch == writer.epoch && known.announced.is_some() => {}
             _ => newest = Some(writer),
         }
     }
-    Ok(newest.map(|writer| (writer.epoch, writer.writer)))
+    match (newest, rival) {
+        // Two of a lower epoch do not matter: a later writer went on from one of them.
+        (Some(one), Some(two)) if one.epoch == two.epoch => {
+            Err(TwoWriters { epoch: one.epoch, one: describe(one), two: describe(two) })
+        }
+        _ => Ok(newest.map(|writer| (writer.epoch, writer.writer))),
+    }
 }
 
 fn describe(writer: &WriterSeen) -> String {
@@ -222,6 +227,7 @@ mod tests {
         // Below the highest it does not matter; the same one on several targets is one.
         let three = [seen(3, 30, None), seen(3, 30, None), seen(2, 20, None), seen(2, 21, None)];
         assert_eq!(newest(&three), Ok(Some((Epoch(3), WriterId(30)))));
+        assert_eq!(newest(three.iter().rev()), Ok(Some((Epoch(3), WriterId(30)))), "in whatever order they are met");
         assert_eq!(newest([]), Ok(None));
     }
 

@@ -230,6 +230,9 @@ pub enum Error {
     /// Something lies where the state shall go.
     #[error("state directory {} is not empty", .0.display())]
     NotEmpty(PathBuf),
+    /// It could be restored, and no change could ever be added.
+    #[error("the history leaves no room to go on: {0} is more than half of what there can be")]
+    NoRoom(String),
     /// The local disk.
     #[error("{what}: {source}")]
     Io {
@@ -269,6 +272,7 @@ impl Error {
             Error::DifferentFilesystems { .. } => Some("restore them one by one, each into its own directory".into()),
             Error::SameTarget { .. } => Some("name each target once".into()),
             Error::NotEmpty(_) => Some("name a directory that does not exist yet: --state-dir DIR".into()),
+            Error::NoRoom(_) => Some("somebody has tampered with this target: restore from another".into()),
             Error::Nothing(_) => Some("add another target of the same filesystem: --from URI".into()),
             Error::Format { error: format::Error::Unsupported { .. }, .. } => {
                 Some("use the version of tandemfs that wrote it, or a later one".into())
@@ -341,6 +345,9 @@ pub async fn restore(sources: Vec<Source>, state_dir: &Path, options: Options) -
     let (epoch, writer) = newest.max().unwrap_or((Epoch(0), WriterId(0)));
     let known = known_writers(&judged, (epoch, writer), applied.last());
     meta.write(|tx| tx.finish_restore(&bits, &known, epoch, writer))?;
+    if let Some(what) = meta.exhausted()? {
+        return Err(Error::NoRoom(what));
+    }
     for (report, bit) in reports.iter_mut().zip(&bits) {
         report.missing_chunks = meta.unlisted(Some(*bit))?.chunks;
     }

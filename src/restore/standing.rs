@@ -23,6 +23,7 @@ use super::journal::{Stop, check_announced, hash_of};
 use super::lineage::{self, Lineage};
 use super::plan::{self, Judged, Run};
 use super::{Error, Source};
+use crate::format::key;
 use crate::format::segment::{self, BODY_BYTES_MAX, Chain, Place, Trailer};
 use crate::format::superblock::Superblock;
 use crate::id::{Epoch, Hash, Seq, WriterId};
@@ -181,6 +182,11 @@ fn standing(judged: &Judged, run: &Run, walked: Walked) -> Standing {
         if trailer.count > 0 {
             add(trailer.place.epoch, trailer.place.writer, trailer.seq_max);
         }
+    }
+    if let Some((place, _)) = walked.last
+        && place.n.0 > key::SEGMENT_MAX.0 / 2
+    {
+        return Standing::Unproven(format!("segment {} leaves no room to go on", place.n));
     }
     let row = |(place, hash): (Place, Hash)| (place.epoch, place.writer, place.n, hash);
     let met = MetAgain {

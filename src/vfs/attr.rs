@@ -13,8 +13,8 @@ use crate::id::InodeId;
 use crate::meta::attr::AttributeChange;
 use crate::meta::inode::Inode;
 
-/// The largest size of a file that `off_t` can say.
-const SIZE_MAX: u64 = i64::MAX as u64;
+/// The largest size of a file: what a record can carry, as JSON has it.
+const SIZE_MAX: u64 = crate::id::NUMBER_MAX;
 
 /// A time that `utimensat` sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,8 +14,8 @@ use crate::clock::{self, Timestamp};
 use crate::id::InodeId;
 use crate::meta::Result;
 
-/// The largest file: what `loff_t` can say.
-pub const SIZE_MAX: u64 = i64::MAX as u64;
+/// The largest file: what a record can carry, as JSON has it.
+pub const SIZE_MAX: u64 = crate::id::NUMBER_MAX;
 
 /// A range of a read and where its bytes are.
 #[derive(Debug, Clone)]
