@@ -35,6 +35,12 @@ impl Timestamp {
         self.secs
     }
 
+    /// Time from `earlier` to this; zero if that is later.
+    pub fn since(self, earlier: Timestamp) -> Duration {
+        let (this, that) = (std::time::SystemTime::from(self), std::time::SystemTime::from(earlier));
+        this.duration_since(that).unwrap_or_default()
+    }
+
     /// Nanoseconds after [`Timestamp::secs`], 0 … 999,999,999.
     pub fn nanos(self) -> u32 {
         self.nanos

@@ -30,7 +30,6 @@ pub mod cli;
 pub mod control;
 pub mod mount;
 
-#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 #[cfg(doc)]

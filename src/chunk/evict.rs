@@ -12,13 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lru::LruCache;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use super::open::OpenFiles;
 use super::space::Space;
 use crate::id::ChunkFileId;
 use crate::meta::location::Evicted;
 use crate::meta::{Meta, Result};
+use crate::testing::failpoint::{self, Point};
 
 /// Files whose order of use is kept; older ones count as oldest, in order of age.
 const ORDER_MAX: usize = 1 << 16;
@@ -33,18 +34,26 @@ pub struct Evictor {
     open_files: Arc<OpenFiles>,
     space: Arc<Space>,
     order: Mutex<LruCache<ChunkFileId, ()>>,
+    /// Held for writing from the end of a file's row to the end of the file, for reading while a fetched chunk is kept: it
+    /// has the name that an evicted copy of it had.
+    naming: RwLock<()>,
 }
 
 impl Evictor {
     /// Starts with the order of age: nothing is known of use before this mount.
     pub fn new(meta: Arc<Meta>, open_files: Arc<OpenFiles>, space: Arc<Space>) -> Evictor {
         let capacity = NonZeroUsize::new(ORDER_MAX).expect("the capacity is not zero");
-        Evictor { meta, open_files, space, order: Mutex::new(LruCache::new(capacity)) }
+        Evictor { meta, open_files, space, order: Mutex::new(LruCache::new(capacity)), naming: RwLock::new(()) }
     }
 
     /// Notes that a file came or was used.
     pub fn used(&self, file: ChunkFileId) {
         self.order.lock().put(file, ());
+    }
+
+    /// While it is held no file leaves, so that none can leave under a name that is being given anew.
+    pub fn keep_names(&self) -> RwLockReadGuard<'_, ()> {
+        self.naming.read()
     }
 
     /// Works until `stop`: evicts under pressure, drops dead content, every `interval` at least.
@@ -66,6 +75,7 @@ impl Evictor {
             }
         }
         loop {
+            let _naming = self.naming.write();
             let dropped = self.meta.write(|tx| tx.drop_dead_locations(BATCH as usize))?;
             let count = dropped.len();
             self.unlink(dropped)?;
@@ -83,6 +93,7 @@ impl Evictor {
 
     /// Evicts what it can of the oldest files; returns how many went.
     fn evict_some(&self) -> Result<usize> {
+        let _naming = self.naming.write();
         let mut evicted = Vec::new();
         let mut looked = 0;
         // Files that nobody used in this mount first, then by last use. A pinned one stays where it is in the order.
@@ -123,7 +134,9 @@ impl Evictor {
         if evicted.is_empty() {
             return Ok(());
         }
+        failpoint::pass(Point::LocationDelete);
         self.meta.sync()?;
+        failpoint::pass(Point::Unlink);
         for Evicted { name, bytes } in evicted {
             self.open_files.forget(&name);
             if let Err(error) = self.open_files.files().remove(&name) {

@@ -6,6 +6,7 @@
 //! ```text
 //! chunks/<2 hex>/<session>-<inode>-<base generation>-<whole|edit>          one session's bytes at their own offsets
 //! chunks/<2 hex>/<session>-<inode>-<base generation>-<whole|edit>.ranges   which of them are dirty, for an edit
+//! chunks/<2 hex>/<session>-<inode>-<base generation>-<whole|edit>.unsynced empty: a sync of it failed, see `Files::sync_failed`
 //! fetched/<2 hex>/<hash>                                                   one chunk that came back from a target
 //! ```
 //!
@@ -24,6 +25,7 @@ use parking_lot::Mutex;
 
 use super::group::GroupSync;
 use crate::id::{ChunkHash, Generation, InodeId, SessionId};
+use crate::testing::failpoint::{self, Point};
 
 /// The chunk files of one state directory.
 #[derive(Debug, Clone)]
@@ -79,6 +81,11 @@ impl SessionName {
 /// The name of the file that records the dirty ranges of an edit session.
 pub fn ranges_path(path: &str) -> String {
     format!("{path}.ranges")
+}
+
+/// The name of the file that says that a sync of a session's file failed.
+pub fn unsynced_path(path: &str) -> String {
+    format!("{path}.unsynced")
 }
 
 /// The name of a fetched chunk, relative to the state directory.
@@ -151,7 +158,10 @@ impl ChunkFiles {
     pub fn sync_entry(&self, path: &str) -> io::Result<()> {
         let path = self.locate(path);
         for folder in path.ancestors().skip(1).take(3) {
-            self.folder(folder).wait(|| File::open(folder)?.sync_all())?;
+            self.folder(folder).wait(|| {
+                failpoint::check(Point::SyncEntry)?;
+                File::open(folder)?.sync_all()
+            })?;
         }
         Ok(())
     }
@@ -163,6 +173,11 @@ impl ChunkFiles {
             // Of an earlier mount nobody knows what it synced.
             None => folders.entry(folder.to_owned()).or_insert_with(|| Arc::new(GroupSync::unknown())).clone(),
         }
+    }
+
+    /// Notes beside a session's file that a sync of it failed: the next mount counts only what an earlier sync covered.
+    pub fn mark_unsynced(&self, path: &str) -> io::Result<()> {
+        File::create(self.locate(&unsynced_path(path)))?.sync_all()
     }
 
     fn make_folder(&self, folder: &str) -> io::Result<()> {

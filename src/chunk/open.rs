@@ -35,7 +35,8 @@ impl OpenFiles {
         if let Some(file) = self.open.lock().get(path) {
             return Ok(file.clone());
         }
-        let file = Arc::new(self.files.open(path)?);
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("open {path}: {e}"));
+        let file = Arc::new(self.files.open(path).map_err(named)?);
         self.open.lock().put(path.to_owned(), file.clone());
         Ok(file)
     }

@@ -15,6 +15,7 @@ use crate::mount::{fill, log};
 use crate::restore::{self, Report, Source, Step};
 use crate::target::DynTarget;
 use crate::target::pace::Pacer;
+use crate::testing::failpoint;
 
 /// Rebuild a filesystem from targets alone
 ///
@@ -39,6 +40,7 @@ pub struct Restore {
 impl Restore {
     /// Runs the command.
     pub fn run(self) -> Outcome {
+        failpoint::arm().map_err(|problem| Error::new(ErrorKind::Usage, problem))?;
         let config = self.config.as_deref().map(Config::load).transpose()?;
         let targets = self.from.iter().map(|from| find(from, config.as_ref())).collect::<Result<Vec<_>, Error>>()?;
         let state_dir = std::path::absolute(&self.state_dir)

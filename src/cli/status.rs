@@ -156,6 +156,7 @@ fn attention_text(attention: &status::Attention) -> String {
         AttentionKind::Late => "not acknowledged in time",
         AttentionKind::Unsealed => "not readable from the local disk",
         AttentionKind::Panicked => "failed by a mistake in this program",
+        AttentionKind::Latched => "nothing more is acknowledged: a sync failed",
     };
     let which = match (&attention.path, attention.inode) {
         (Some(path), _) => path.clone(),
@@ -163,6 +164,7 @@ fn attention_text(attention: &status::Attention) -> String {
         (None, None) if attention.kind == AttentionKind::Quarantine => "local files".into(),
         (None, None) if attention.kind == AttentionKind::Damaged => "copies".into(),
         (None, None) if attention.kind == AttentionKind::Panicked => "calls".into(),
+        (None, None) if attention.kind == AttentionKind::Latched => "the state disk".into(),
         (None, None) => "files".into(),
     };
     let mut text = format!("  attention: {which}: {what}");

@@ -161,6 +161,8 @@ pub enum AttentionKind {
     Unsealed,
     /// Calls of programs that were answered with an input/output error because a handler panicked.
     Panicked,
+    /// A sync of the state disk failed: nothing more is acknowledged until remount.
+    Latched,
 }
 
 /// Local bytes of chunk files.

@@ -11,7 +11,8 @@
 //!
 //! - A commit survives the death of the process at once; it survives a power cut after [`Meta::sync`] (S1, S8).
 //! - Every transaction that changes the filesystem appends its journal record itself: `seq` is the total order.
-//! - After a failed sync nothing more is acknowledged until remount: the store is latched ([`Error::Latched`]).
+//! - After a failed sync, of the store or of a chunk file, nothing more is acknowledged until remount: the store is latched
+//!   ([`Meta::latch`], [`Error::Latched`]).
 
 pub mod acl;
 pub mod attr;
@@ -97,7 +98,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// An earlier sync failed: what is on disk is unknown, nothing more is acknowledged until remount.
-    #[error("metadata store is latched after a failed sync; unmount and mount again")]
+    #[error("a sync of the state disk failed, nothing more is acknowledged: look at that disk, unmount, mount again")]
     Latched,
     /// The operation itself is refused, with the errno that the caller shall see.
     #[error("{0}")]

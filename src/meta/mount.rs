@@ -26,6 +26,21 @@ pub struct Mounted {
 }
 
 impl Meta {
+    /// True if the machine started anew since the last mount (S6); for a mount that begins nothing.
+    pub fn is_rebooted(&self, boot_id: &str) -> Result<bool> {
+        self.read(|conn| {
+            let sql = "SELECT mounts > 0 AND boot_id <> ?1 FROM counter";
+            Ok(conn.query_row(sql, [boot_id], |row| row.get(0))?)
+        })
+    }
+
+    /// Notes that sessions from before the machine started anew are recovered. Not before: if the recovery is interrupted,
+    /// the next one must know, too.
+    pub fn note_boot(&self, boot_id: &str) -> Result<()> {
+        self.write(|tx| Ok(tx.conn().execute("UPDATE counter SET boot_id = ?1", [boot_id])?))?;
+        self.sync()
+    }
+
     /// Begins a mount: takes an epoch above its own last one and above `seen`, the highest that any target has, and a new
     /// writer; durable before it returns, so that no epoch is taken twice.
     pub fn begin_mount(&self, seen: Epoch, boot_id: &str) -> Result<Mounted> {
@@ -52,7 +67,12 @@ impl Meta {
             };
             tx.conn().execute(
                 "UPDATE counter SET epoch = ?1, writer = ?2, boot_id = ?3, mounts = ?4",
-                params![mounted.epoch, mounted.writer, boot_id, mounted.mounts as i64],
+                params![
+                    mounted.epoch,
+                    mounted.writer,
+                    if mounted.rebooted { &boot } else { boot_id },
+                    mounted.mounts as i64
+                ],
             )?;
             Ok(mounted)
         })?;
@@ -110,6 +130,9 @@ mod tests {
         assert_ne!(second.writer, first.writer);
         let third = meta.begin_mount(Epoch(40), "boot 2").unwrap();
         assert_eq!((third.epoch, third.rebooted), (Epoch(41), true));
+        assert!(meta.is_rebooted("boot 2").unwrap(), "until its recovery is done");
+        meta.note_boot("boot 2").unwrap();
+        assert!(!meta.is_rebooted("boot 2").unwrap());
         assert_eq!(meta.writer_identity().unwrap(), (third.epoch, third.writer, 3));
     }
 

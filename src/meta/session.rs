@@ -6,9 +6,10 @@
 
 use rusqlite::params;
 
-use super::inode::Inode;
+use super::inode::{Inode, timestamp};
 use super::slot::SlotRequest;
 use super::{Meta, Result, Tx};
+use crate::clock::Timestamp;
 use crate::id::{Generation, InodeId, Seq, SessionId};
 
 /// A session that was acknowledged and not committed yet: what recovery starts from.
@@ -22,6 +23,8 @@ pub struct SessionRow {
     pub base_limit: u64,
     pub slot: Option<Seq>,
     pub synced_size: Option<u64>,
+    /// Size and times of the content before it, which a void `lost` puts back.
+    pub before: (u64, Timestamp, Timestamp),
 }
 
 impl Tx<'_> {
@@ -57,7 +60,8 @@ impl Meta {
     pub fn sessions(&self) -> Result<Vec<SessionRow>> {
         self.read(|conn| {
             let mut statement = conn.prepare_cached(
-                "SELECT id, ino, generation, whole, base_limit, slot, synced_size FROM session ORDER BY id",
+                "SELECT id, ino, generation, whole, base_limit, slot, synced_size, size, mtime, mtime_ns, ctime, \
+                 ctime_ns FROM session ORDER BY id",
             )?;
             let rows = statement.query_map([], |row| {
                 Ok(SessionRow {
@@ -68,6 +72,7 @@ impl Meta {
                     base_limit: row.get::<_, i64>(4)? as u64,
                     slot: row.get(5)?,
                     synced_size: row.get::<_, Option<i64>>(6)?.map(|size| size as u64),
+                    before: (row.get::<_, i64>(7)? as u64, timestamp(row, 8)?, timestamp(row, 10)?),
                 })
             })?;
             Ok(rows.collect::<rusqlite::Result<_>>()?)

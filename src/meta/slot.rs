@@ -121,6 +121,8 @@ impl Tx<'_> {
 
     /// Voids the slot of a session whose bytes a power cut took before any sync (S6): the generation before it stays, and
     /// its size and times come back unless a later slot of the inode stands.
+    ///
+    /// A session that was based on this one is lost, too, or replaces everything: what it would put back is the same now.
     pub fn void_lost(&mut self, session: SessionId) -> Result<()> {
         let Some(slot) = self.slot_of(session)? else { return Ok(()) };
         let committed = self
@@ -129,10 +131,20 @@ impl Tx<'_> {
             .query_row([session], |row| Ok((row.get::<_, i64>(0)? as u64, timestamp(row, 1)?, timestamp(row, 3)?)))?;
         let (size, mtime, ctime) = committed;
         let why = VoidReason::Lost { size, mtime, ctime };
+        self.conn()
+            .prepare_cached(
+                "UPDATE session SET (size, mtime, mtime_ns, ctime, ctime_ns) = \
+                 (SELECT size, mtime, mtime_ns, ctime, ctime_ns FROM session WHERE id = ?1) \
+                 WHERE id = (SELECT min(id) FROM session WHERE ino = ?2 AND id > ?1)",
+            )?
+            .execute(params![session, slot.ino])?;
         self.end_slot(&slot, &Change::Void { ino: slot.ino, generation: slot.generation, why })?;
-        if self.slots_of(slot.ino)?.is_empty() {
+        if self.slots_of(slot.ino)?.iter().all(|other| other.seq < slot.seq) {
             let mut inode = Inode::get(self.conn(), slot.ino)?;
-            (inode.size, inode.mtime, inode.ctime) = committed;
+            inode.size = committed.0;
+            // Times that are not the slot's were set by a record after it; in replay that one has the last word, too.
+            inode.mtime = if inode.mtime == slot.mtime { committed.1 } else { inode.mtime };
+            inode.ctime = if inode.ctime == slot.ctime { committed.2 } else { inode.ctime };
             inode.update(self)?;
         }
         self.delete_session(session)
@@ -353,6 +365,59 @@ mod tests {
             assert!(matches!(record(tx, slot), Some(Change::Void { why: VoidReason::Lost { size: 0, .. }, .. })));
             let after = Inode::get(tx.conn(), ino)?;
             assert_eq!((after.size, after.mtime, after.ctime), (before.size, before.mtime, before.ctime));
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn s6_of_two_lost_sessions_the_base_of_the_first_comes_back() {
+        let (_dir, meta) = store();
+        meta.write(|tx| {
+            let ino = file(tx, b"a");
+            let before = Inode::get(tx.conn(), ino)?;
+            let slots = [tx.reserve_slot(&slot_request(ino, 1, 10))?, tx.reserve_slot(&slot_request(ino, 2, 20))?];
+            tx.void_lost(SessionId(1))?;
+            assert_eq!(Inode::get(tx.conn(), ino)?.size, 20, "a later slot stands");
+            tx.void_lost(SessionId(2))?;
+            let after = Inode::get(tx.conn(), ino)?;
+            assert_eq!((after.size, after.mtime, after.ctime), (before.size, before.mtime, before.ctime));
+            for slot in slots {
+                // What replay puts back on a target.
+                let body = record(tx, slot.unwrap());
+                assert!(matches!(body, Some(Change::Void { why: VoidReason::Lost { size: 0, .. }, .. })), "{body:?}");
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn s6_a_lost_session_gives_way_to_the_earlier_one_that_stands() {
+        let (_dir, meta) = store();
+        meta.write(|tx| {
+            let ino = file(tx, b"a");
+            tx.reserve_slot(&slot_request(ino, 1, 10))?;
+            tx.reserve_slot(&slot_request(ino, 2, 20))?;
+            tx.void_lost(SessionId(2))?;
+            assert_eq!(Inode::get(tx.conn(), ino)?.size, 10);
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn s6_times_that_were_set_after_a_lost_slot_stay_as_in_replay() {
+        let (_dir, meta) = store();
+        meta.write(|tx| {
+            let ino = file(tx, b"a");
+            tx.reserve_slot(&slot_request(ino, 1, 10))?;
+            let mut inode = Inode::get(tx.conn(), ino)?;
+            let linked = Timestamp::new(5000, 0).unwrap();
+            inode.ctime = linked;
+            inode.update(tx)?;
+            tx.void_lost(SessionId(1))?;
+            assert_eq!(Inode::get(tx.conn(), ino)?.ctime, linked);
             Ok(())
         })
         .unwrap();

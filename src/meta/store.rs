@@ -9,6 +9,7 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 use super::{Error, Result, migrate};
 use crate::clock::Timestamp;
 use crate::id::{Epoch, FilesystemId, InodeId, ManifestId, Seq, WriterId};
+use crate::testing::failpoint::{self, Point};
 
 const SCHEMA: &str = include_str!("schema.sql");
 
@@ -129,6 +131,8 @@ struct Wal {
     /// How many syncs were carried out.
     syncs: AtomicU64,
     latched: AtomicBool,
+    /// Which sync failed first.
+    why: OnceLock<String>,
 }
 
 #[derive(Default)]
@@ -195,6 +199,7 @@ impl Meta {
             migrate::version(&conn, path)?;
             configure(&conn)?;
             migrate::migrate(&mut conn, path)?;
+            Meta::renew_log(&conn)?;
             conn
         };
         let counters = read_counters(&conn)?;
@@ -219,6 +224,7 @@ impl Meta {
                 synced: Condvar::new(),
                 syncs: AtomicU64::new(0),
                 latched: AtomicBool::new(false),
+                why: OnceLock::new(),
             },
         })
     }
@@ -283,16 +289,14 @@ impl Meta {
             let covered = self.wal.commits.load(Ordering::Acquire);
             self.wal.syncs.fetch_add(1, Ordering::Relaxed);
             let result = MutexGuard::unlocked(&mut state, || match &self.wal.file {
-                Some(file) => file.sync_data(),
+                Some(file) => failpoint::check(Point::SyncWal).and_then(|()| file.sync_data()),
                 None => Ok(()),
             });
             state.syncing = false;
             match result {
                 Ok(()) => state.synced = state.synced.max(covered),
                 Err(error) => {
-                    // What is on disk is unknown now; a second fdatasync would report success for pages that were dropped.
-                    tracing::error!(%error, "sync of the metadata log failed: nothing more is acknowledged until remount");
-                    self.wal.latched.store(true, Ordering::Release);
+                    MutexGuard::unlocked(&mut state, || self.latch(format!("sync of the metadata log: {error}")));
                 }
             }
             self.wal.synced.notify_all();
@@ -302,6 +306,31 @@ impl Meta {
     /// How many syncs of the log were carried out: fewer than were asked for, as those who wait at the same moment share one.
     pub fn syncs(&self) -> u64 {
         self.wal.syncs.load(Ordering::Relaxed)
+    }
+
+    /// A sync of something on the state disk failed. What is there is unknown from now on: the kernel tells the error once and
+    /// marks the pages clean, so that a second sync would report success for bytes that are gone. Every later write and
+    /// sync of this store fails, and so does every acknowledgement, until the next mount looks at what is there.
+    pub fn latch(&self, why: String) {
+        tracing::error!(why, "nothing more is acknowledged until remount");
+        // Of several the first counts.
+        let _ = self.wal.why.set(why);
+        self.wal.latched.store(true, Ordering::Release);
+        let _state = self.wal.state.lock();
+        self.wal.synced.notify_all();
+    }
+
+    /// Which sync failed, if one did.
+    pub fn latched(&self) -> Option<&str> {
+        self.wal.latched.load(Ordering::Acquire).then(|| self.wal.why.get().map_or("", String::as_str))
+    }
+
+    /// Moves all of the log into the database and begins it anew. At the start of a mount: after a sync that failed, frames
+    /// may be in the page cache that are not on disk and never will be; those that follow them would not be found.
+    fn renew_log(conn: &Connection) -> Result<()> {
+        // A reader that is still there leaves the log as it is; no harm, there is none at a mount.
+        conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
     }
 
     /// Moves the WAL into the database when it has grown; for a thread of its own, as it syncs. Returns true if it did.
@@ -316,7 +345,15 @@ impl Meta {
         )?;
         configure(&conn)?;
         // PASSIVE never makes the foreground wait; the log is reused from its start once all of it is in the database.
-        conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        let moved = failpoint::check(Point::WalCheckpoint).map_err(|source| Error::Io { what: "test".into(), source });
+        let moved = moved.and_then(|()| Ok(conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?));
+        if let Err(error) = moved {
+            // It syncs the log before and the database after: as with a sync of ours, a second try would prove nothing.
+            if !error.is_full() {
+                self.latch(format!("moving the metadata log into the database: {error}"));
+            }
+            return Err(error);
+        }
         Ok(true)
     }
 
@@ -594,5 +631,33 @@ mod tests {
         let (dir, meta) = store();
         drop(meta);
         assert!(dir.path().join("meta.sqlite-wal").exists());
+    }
+
+    #[test]
+    fn s1_after_a_failed_sync_nothing_is_acknowledged_until_the_next_mount() {
+        let (dir, meta) = store();
+        meta.write(|tx| Ok(tx.next_inode())).unwrap();
+        assert_eq!(meta.latched(), None);
+        meta.latch("sync of a chunk file: EIO".into());
+        meta.latch("another".into());
+        assert_eq!(meta.latched(), Some("sync of a chunk file: EIO"));
+        assert!(matches!(meta.sync(), Err(Error::Latched)));
+        assert!(matches!(meta.write(|tx| Ok(tx.next_inode())), Err(Error::Latched)));
+        assert_eq!(Error::Latched.errno(), rustix::io::Errno::IO);
+        drop(meta);
+        let meta = Meta::open(&dir.path().join("meta.sqlite"), &Options::default()).unwrap();
+        assert_eq!(meta.write(|tx| Ok(tx.next_inode())).unwrap(), InodeId(3));
+        meta.sync().unwrap();
+    }
+
+    #[test]
+    fn the_log_begins_anew_at_each_mount() {
+        let (dir, meta) = store();
+        meta.write(|tx| Ok(tx.next_inode())).unwrap();
+        // As after a crash: nobody closes it.
+        std::mem::forget(meta);
+        let meta = Meta::open(&dir.path().join("meta.sqlite"), &Options::default()).unwrap();
+        assert_eq!(dir.path().join("meta.sqlite-wal").metadata().unwrap().len(), 0);
+        assert_eq!(meta.write(|tx| Ok(tx.next_inode())).unwrap(), InodeId(3));
     }
 }

@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Error, Meta, Result, Tx};
 use crate::id::{Seq, TargetBit, TargetId};
+use crate::testing::failpoint::{self, Point};
 
 /// What we do with a target (T4), as the row has it. Health is another matter: a follower that is down still follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -182,6 +183,9 @@ impl Tx<'_> {
             .optional()?
             .ok_or_else(|| Error::Damaged(format!("target {} has no row", bit.index())))?;
         let before = Mode::from_column(&before)?;
+        if (before == Mode::Resync) != (mode == Mode::Resync) {
+            failpoint::pass(Point::Resync);
+        }
         self.conn().prepare_cached("UPDATE target SET mode = ?2, reason = ?3 WHERE bit = ?1")?.execute(params![
             bit,
             mode.as_str(),

@@ -46,7 +46,7 @@ pub fn status(parts: &dyn Parts, mountpoint: &Path, state_dir: &Path) -> Result<
             state_dir: state_dir.display().to_string(),
             epoch: epoch.0,
         },
-        safe: dirty == Dirty::default() && shipped >= head,
+        safe: dirty == Dirty::default() && shipped >= head && meta.latched().is_none(),
         unreplicated,
         targets,
         attention: parts.attention(),

@@ -44,16 +44,26 @@ impl Noticed {
 
     /// Everything; `findings` are those of the uploads, `findings_count` counts also those that were not kept.
     pub fn attention(&self, meta: &Meta, findings: &[Finding], findings_count: u64) -> Vec<Attention> {
-        let mut all = self.void(meta);
+        let mut all: Vec<Attention> = self.latched(meta).into_iter().collect();
+        all.extend(self.void(meta));
         all.extend(self.damaged(findings, findings_count));
         all.extend(self.quarantined());
         all.extend(panicked(self.panics.load(Ordering::Relaxed)));
         all
     }
 
+    fn latched(&self, meta: &Meta) -> Option<Attention> {
+        let why = meta.latched()?;
+        let hint = format!(
+            "{why}: what is on the state disk is unknown, so fsync and close fail from now on. Look at that disk, then end \
+             this mount (umount, or tandemfs umount --force) and mount again: what was synced before goes on"
+        );
+        Some(attention(AttentionKind::Latched, hint))
+    }
+
     fn void(&self, meta: &Meta) -> Vec<Attention> {
         let since = clock::instant().since(self.mounted).as_secs();
-        let hint = "what was written last had not been synced when the power went: the content before it is back; \
+        let hint = "what was written last had not been synced when the power or the disk went: the content before it is back; \
                     write it again. fsync, or acknowledge.close = \"local\", keeps it";
         let mut all: Vec<Attention> = self
             .lost

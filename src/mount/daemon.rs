@@ -50,6 +50,7 @@ use crate::meta::target::{Configured, TargetRow};
 use crate::read::{Fetcher, Reader, Source};
 use crate::recovery::{self, strays};
 use crate::replication::contact::{self, Asked};
+use crate::testing::failpoint::{self, Point};
 use crate::vfs::Vfs;
 use crate::vfs::acknowledge::Policies;
 use crate::write::pipeline::Pipeline;
@@ -66,7 +67,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Mounts, serves until the end, and returns. Whoever waits for readiness is told, also of a failure.
 pub fn run(options: Options) -> Result<(), Error> {
     let readiness = Readiness::new(options.background);
-    match Daemon::start(options) {
+    match armed().and_then(|()| Daemon::start(options)) {
         Ok(daemon) => {
             let ready = readiness.ready(&log::path(daemon.state_dir.path()));
             if let Err(error) = &ready {
@@ -139,7 +140,8 @@ impl Daemon {
             .map(|(row, target)| Asked { bit: row.bit, name: row.name.clone(), target: target.store.clone() })
             .collect();
         let seen = survey(&runtime, &meta, &asked)?;
-        let rebooted = if read_only { false } else { begin(&meta, seen)? };
+        let boot_id = boot_id()?;
+        let rebooted = begin(&meta, seen, &boot_id, read_only)?;
         if let Some(newborn) = newborn {
             newborn.keep();
         }
@@ -160,8 +162,9 @@ impl Daemon {
             evictor: evictor.clone(),
         })
         .map_err(internal)?;
-        meta.remove_all_orphans().map_err(internal)?;
-        let sealers = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8));
+        // A mount that may not write seals nothing: what an interrupted one left stays as it is.
+        let sealers =
+            if read_only { 0 } else { std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)) };
         let threads_failed = |e: std::io::Error| Error::failed(format!("start threads: {e}"));
         let pipeline = Pipeline::start(&files, queue, sealers, chunk_size).map_err(threads_failed)?;
 
@@ -182,9 +185,14 @@ impl Daemon {
             Reader::new(meta.clone(), files.clone(), open_files.clone(), evictor.clone(), fetcher.clone(), chunk_size);
         let vfs = Arc::new(Vfs::new(reader, space.clone()).map_err(threads_failed)?);
 
-        let report = recovery::recover(&meta, &files, rebooted).map_err(internal)?;
+        let recover = if read_only { recovery::show } else { recovery::recover };
+        let report = recover(&meta, &files, rebooted).map_err(internal)?;
+        if rebooted && !read_only {
+            meta.note_boot(&boot_id).map_err(internal)?;
+        }
+        failpoint::pass(Point::Recovered);
         if report != recovery::Report::default() {
-            tracing::info!(?report, "an earlier mount was interrupted; what it acknowledged goes on");
+            tracing::info!(?report, read_only, "an earlier mount was interrupted; what it acknowledged goes on");
         }
         let replication = if read_only {
             Replication::none()
@@ -215,7 +223,7 @@ impl Daemon {
         vfs.answer_targets(Box::new(Attribute(live.clone())));
         let policies = Policies::load(config.acknowledge, &meta).map_err(internal)?;
         vfs.acknowledge_by(policies, Box::new(Acknowledging(live.clone())));
-        let tasks = start_tasks(&runtime, &config, &live, &evictor, bandwidth).map_err(threads_failed)?;
+        let tasks = start_tasks(&runtime, &config, &live, &evictor, bandwidth, read_only).map_err(threads_failed)?;
 
         let ending = Arc::new(Ending::new(if read_only { Duration::ZERO } else { config.shutdown_timeout }));
         let server = {
@@ -284,6 +292,7 @@ impl Daemon {
             ending.set_unmounted();
             systemd::stopping();
             tracing::info!("unmounted");
+            failpoint::pass(Point::Unmount);
             let outcome = if *read_only {
                 Ok(Unmounted { seq: live.meta.head().0 })
             } else {
@@ -318,12 +327,18 @@ impl Daemon {
         self.runtime.block_on(self.live.replication.stop());
         self.pipeline.stop();
         self.tasks.stop();
-        if let Err(error) = self.live.meta.sync() {
+        let synced = if self.read_only { Ok(()) } else { self.live.meta.sync() };
+        if let Err(error) = synced.and_then(|()| self.live.files.remove_doomed()) {
             tracing::error!(%error, "the last sync of the metadata failed");
         }
         self.runtime.shutdown_timeout(Duration::from_secs(1));
         drop(self.state_dir);
     }
+}
+
+/// Failpoints come from the environment; one that is misspelt would test nothing.
+fn armed() -> Result<(), Error> {
+    failpoint::arm().map_err(|problem| Error::new(ErrorKind::Usage, problem))
 }
 
 /// D4: nothing may contain anything else.
@@ -395,11 +410,18 @@ fn survey(runtime: &Runtime, meta: &Meta, asked: &[Asked]) -> Result<Epoch, Erro
     Err(Error::failed(reasons.join("; ")).hint(hints.join("\n")))
 }
 
-/// Takes the epoch of this mount. Returns true if the machine started anew since the last one.
-fn begin(meta: &Meta, seen: Epoch) -> Result<bool, Error> {
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_err(|e| Error::failed(format!("read the boot id: {e}")))?;
-    let mounted = meta.begin_mount(seen, boot_id.trim()).map_err(|e| Error::failed(e.to_string()))?;
+fn boot_id() -> Result<String, Error> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .map_err(|e| Error::failed(format!("read the boot id: {e}")))
+}
+
+/// Takes the epoch of this mount, if it may write. Returns true if the machine started anew since the last one.
+fn begin(meta: &Meta, seen: Epoch, boot_id: &str, read_only: bool) -> Result<bool, Error> {
+    if read_only {
+        return meta.is_rebooted(boot_id).map_err(|e| Error::failed(e.to_string()));
+    }
+    let mounted = meta.begin_mount(seen, boot_id).map_err(|e| Error::failed(e.to_string()))?;
     Ok(mounted.rebooted)
 }
 
@@ -409,6 +431,7 @@ fn start_tasks(
     live: &Arc<Live>,
     evictor: &Arc<Evictor>,
     bandwidth: Arc<Bandwidth>,
+    read_only: bool,
 ) -> std::io::Result<Tasks> {
     let mut tasks = Tasks::default();
     // A window opens within a second of its minute.
@@ -431,7 +454,8 @@ fn start_tasks(
     let noticing = live.clone();
     tasks.spawn("strays", move |_| {
         let files = noticing.files.chunk_files();
-        match strays::quarantine(&noticing.meta, files, noticing.files.first_session()) {
+        let first = noticing.files.first_session();
+        match if read_only { Ok(0) } else { strays::quarantine(&noticing.meta, files, first) } {
             Ok(0) => {}
             Ok(moved) => tracing::warn!(moved, "local files that nobody knows were moved to quarantine"),
             Err(error) => tracing::warn!(%error, "local files that nobody knows could not be looked for"),

@@ -44,6 +44,7 @@ pub async fn drain(parts: &dyn Parts, goal: Goal, progress: Option<&ProgressSend
         if rows.len() - lacking.len() >= needed(goal.wait, rows.len())? {
             return Ok(());
         }
+        check_latch(parts)?;
         let now = clock::instant();
         let fenced: Vec<_> = lacking.iter().filter_map(|row| fence(parts, row)).collect();
         let possible = rows.len() - fenced.len();
@@ -67,12 +68,22 @@ pub async fn drain(parts: &dyn Parts, goal: Goal, progress: Option<&ProgressSend
     }
 }
 
+/// The end of all waiting: after a failed sync nothing more is brought anywhere.
+fn check_latch(parts: &dyn Parts) -> Result<(), Error> {
+    match parts.meta().latched() {
+        None => Ok(()),
+        Some(why) => Err(Error::failed(format!("nothing more is acknowledged after a failed sync: {why}"))
+            .hint("look at the disk of the state directory, then umount (by force) and mount again")),
+    }
+}
+
 /// Waits until everything up to the goal survives a power cut: every slot is filled, which happens after its bytes are
 /// synced (S2), and the log of the metadata is synced.
 pub async fn until_durable(parts: &dyn Parts, goal: Goal) -> Result<(), Error> {
     let _hurry = parts.hurry(goal.seq);
     let failed = |e: crate::meta::Error| Error::failed(e.to_string());
     while parts.meta().has_open_slot(goal.seq).map_err(failed)? {
+        check_latch(parts)?;
         if goal.deadline.is_some_and(|deadline| clock::instant() >= deadline) {
             return Err(Error::new(ErrorKind::Timeout, "not in time: files are still being hashed")
                 .hint("everything written survives the end of the daemon; it is hashed and synced in the background"));

@@ -273,6 +273,7 @@ impl Fetcher {
             return;
         }
         let name = fetched_path(&wanted.hash);
+        let _names = self.evictor.keep_names();
         // A reader that planned before an earlier flight came to its end began this one. What has a row is being read.
         if self.meta.has_chunk_file(&name).unwrap_or(true) {
             return;

@@ -17,7 +17,7 @@ use super::ahead::Ahead;
 use super::fetch::{Fetcher, Wanted};
 use crate::chunk::evict::Evictor;
 use crate::chunk::open::OpenFiles;
-use crate::id::InodeId;
+use crate::id::{ChunkFileId, InodeId};
 use crate::meta::location::Piece;
 use crate::meta::{Error, Meta};
 use crate::write::Files;
@@ -60,19 +60,27 @@ impl Reader {
 
     /// Reads `range` of `ino` into `buffer`, cut at the end of the file.
     pub fn read(&self, ino: InodeId, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<Outcome, Error> {
-        for _ in 0..ATTEMPTS {
+        let mut absent = io::Error::from(io::ErrorKind::NotFound);
+        for attempt in 0..ATTEMPTS {
             buffer.clear();
             let mut missing = Vec::new();
             match self.fill(ino, range.clone(), buffer, &mut missing) {
                 Ok(()) if missing.is_empty() => return Ok(Outcome::Ready),
                 Ok(()) => return Ok(self.pend(ino, range, std::mem::take(buffer), missing)),
                 // Evicted or discarded between plan and open: the rows say something else by now.
-                Err(Failed::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(Failed::Io(error)) if error.kind() == io::ErrorKind::NotFound => absent = error,
+                Err(Failed::Absent(piece, error)) => {
+                    absent = error;
+                    // Gone from the disk by other hands: what targets hold is fetched from them.
+                    if attempt + 2 == ATTEMPTS && self.meta.write(|tx| tx.evict(piece))?.is_some() {
+                        tracing::error!(error = %absent, "a local chunk file is missing; its chunks are fetched");
+                    }
+                }
                 Err(Failed::Io(source)) => return Err(Error::Io { what: format!("read of inode {ino}"), source }),
                 Err(Failed::Meta(error)) => return Err(error),
             }
         }
-        Err(Error::Io { what: format!("read of inode {ino}"), source: io::ErrorKind::NotFound.into() })
+        Err(Error::Io { what: format!("read of inode {ino}"), source: absent })
     }
 
     fn fill(
@@ -118,7 +126,13 @@ impl Reader {
                 continue;
             };
             let slice = &mut buffer[(piece.range.start - start) as usize..(piece.range.end - start) as usize];
-            self.open_files.get(&local.name)?.read_exact_at(slice, local.offset)?;
+            let file = match self.open_files.get(&local.name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(Failed::Absent(local.file, error));
+                }
+                result => result?,
+            };
+            file.read_exact_at(slice, local.offset)?;
             self.evictor.used(local.file);
         }
         Ok(())
@@ -157,6 +171,8 @@ fn wanted(piece: &Piece) -> Wanted {
 
 enum Failed {
     Io(io::Error),
+    /// A chunk file that has a row.
+    Absent(ChunkFileId, io::Error),
     Meta(Error),
 }
 

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use crate::chunk::file::{SessionName, ranges_path};
+use crate::chunk::file::{SessionName, ranges_path, unsynced_path};
 use crate::clock::Timestamp;
 use crate::meta::inode::Inode;
 use crate::meta::session::SessionRow;
@@ -16,10 +16,14 @@ pub struct Evidence {
     pub row: SessionRow,
     /// Its inode, if that has a name.
     pub inode: Option<Inode>,
-    /// Its chunk file, if that is there.
+    /// The name of its chunk file, if that is there.
+    pub path: Option<String>,
+    /// The file.
     pub file: Option<StagedFile>,
     /// Its record of dirty ranges, if there is one.
     pub ranges: Option<Vec<u8>>,
+    /// A sync of its file failed: what is in the page cache now need not be what was written.
+    pub unsynced: bool,
 }
 
 /// A session's chunk file as it was found.
@@ -48,7 +52,7 @@ fn look(meta: &Meta, files: &Files, row: SessionRow) -> Result<Evidence> {
         Err(Error::Refused(_)) => None,
         Err(error) => return Err(error),
     };
-    let mut evidence = Evidence { row, inode, file: None, ranges: None };
+    let mut evidence = Evidence { row, inode, path: None, file: None, ranges: None, unsynced: false };
     for path in paths(&evidence.row) {
         let failed = |source| Error::Io { what: format!("look at {path}"), source };
         match std::fs::metadata(files.chunk_files().locate(&path)) {
@@ -60,6 +64,8 @@ fn look(meta: &Meta, files: &Files, row: SessionRow) -> Result<Evidence> {
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
                     Err(e) => return Err(failed(e)),
                 };
+                evidence.unsynced = files.chunk_files().locate(&unsynced_path(&path)).exists();
+                evidence.path = Some(path);
                 break;
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}

@@ -37,20 +37,37 @@ pub struct Report {
 /// Recovers all sessions. `rebooted`: the machine was started anew since the last mount, so that only synced bytes count
 /// (S6).
 pub fn recover(meta: &Meta, files: &Arc<Files>, rebooted: bool) -> Result<Report> {
-    let mut report = Report::default();
-    let mut plans = Vec::new();
-    for evidence in evidence::gather(meta, files)? {
-        let plan = plan::plan(&evidence, rebooted);
-        match plan {
-            plan::Plan::Resume { .. } => report.resumed += 1,
-            plan::Plan::Lost => report.lost.push(evidence.row.ino),
-            plan::Plan::Discard => report.discarded += 1,
-        }
-        plans.push((evidence.row, plan));
-    }
-    report.lost.sort_unstable();
-    report.lost.dedup();
-    apply::apply(meta, files, plans)?;
+    let found = evidence::gather(meta, files)?;
+    let plans = plan::plan(&found, rebooted);
+    let mut report = report(&found, &plans);
+    apply::apply(meta, files, found, plans, rebooted)?;
     report.orphans = meta.remove_all_orphans()?;
     Ok(report)
 }
+
+/// Shows what recovery would make of the sessions, and changes nothing on disk: for a mount that may not.
+pub fn show(meta: &Meta, files: &Arc<Files>, rebooted: bool) -> Result<Report> {
+    let found = evidence::gather(meta, files)?;
+    let plans = plan::plan(&found, rebooted);
+    let report = report(&found, &plans);
+    apply::show(meta, files, found, plans)?;
+    Ok(report)
+}
+
+fn report(found: &[evidence::Evidence], plans: &[plan::Plan]) -> Report {
+    let mut report = Report::default();
+    for (evidence, plan) in found.iter().zip(plans) {
+        match plan {
+            plan::Plan::Resume { .. } => report.resumed += 1,
+            plan::Plan::Lost => report.lost.push(evidence.row.ino),
+            plan::Plan::Superseded => {}
+            plan::Plan::Discard => report.discarded += 1,
+        }
+    }
+    report.lost.sort_unstable();
+    report.lost.dedup();
+    report
+}
+
+#[cfg(test)]
+mod tests;

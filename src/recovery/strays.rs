@@ -31,6 +31,11 @@ pub fn quarantine(meta: &Meta, files: &ChunkFiles, first_session: SessionId) -> 
             for entry in std::fs::read_dir(shard.path())? {
                 let entry = entry?;
                 if is_stray(meta, folder, &shard.file_name(), &entry, &known, first_session)? {
+                    if entry.path().extension().is_some_and(|extension| extension == "unsynced") {
+                        // It said something about a session that is no more, and holds nothing.
+                        std::fs::remove_file(entry.path())?;
+                        continue;
+                    }
                     std::fs::rename(entry.path(), files.locate("quarantine").join(entry.file_name()))?;
                     moved += 1;
                 }
@@ -74,7 +79,7 @@ fn is_stray(
 ) -> io::Result<bool> {
     let file_name = entry.file_name();
     let Some(text) = file_name.to_str() else { return Ok(true) };
-    let base = text.strip_suffix(".ranges").unwrap_or(text);
+    let base = text.strip_suffix(".ranges").or(text.strip_suffix(".unsynced")).unwrap_or(text);
     if let Some(name) = SessionName::parse(OsStr::new(base)) {
         if name.session >= first_session || known.contains(&name.session) {
             return Ok(false);

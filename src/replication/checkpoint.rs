@@ -37,6 +37,7 @@ use crate::id::{ChunkId, ExportId, InodeId, SegmentNumber, Seq, TargetBit};
 use crate::meta::checkpoint::{CheckpointRow, ExportFiles, SegmentsThen};
 use crate::meta::target::Mode;
 use crate::target::{self, DynTarget, Kind};
+use crate::testing::failpoint::{self, Point};
 
 /// Checkpoints that stay on a target.
 const KEPT: usize = 2;
@@ -495,6 +496,7 @@ impl Job {
             let files = Arc::clone(&self.files);
             let body = blocking(move || files.read(&part)).await?;
             put_once(&self.target.target, &self.key(part.file), body).await?;
+            failpoint::pass(Point::CheckpointPart);
             self.uploaded += 1;
         }
         Ok(())
@@ -575,6 +577,7 @@ impl Job {
         };
         let bytes = self.files.parts.iter().map(|part| part.bytes).sum::<u64>() + slots_part.bytes;
         put_once(&self.target.target, &self.key(CheckpointFile::Complete), complete.encode().into()).await?;
+        failpoint::pass(Point::Complete);
         self.target.target.check_place().await?;
         Ok(meta.complete_checkpoint(self.target.bit, exported.seq, exported.export, bytes, self.then)?)
     }

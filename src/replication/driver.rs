@@ -33,6 +33,7 @@ use crate::id::{ChunkId, TargetBit};
 use crate::meta::placement::{ChunkTodo, Tally};
 use crate::meta::{Error, Meta, Result};
 use crate::target::{Class, DynTarget, Kind};
+use crate::testing::failpoint::{self, Point};
 
 /// More than any `tandemfs.json` has.
 const SUPERBLOCK_BYTES_MAX: u64 = 64 << 10;
@@ -524,6 +525,7 @@ async fn record(
         let (meta, ids) = (Arc::clone(&uploader.meta), chunks.clone());
         match blocking(move || meta.place(bit, &ids)).await {
             Some(Ok(_)) => {
+                failpoint::pass(Point::Placement);
                 placed.send_modify(|count| *count += 1);
                 return TargetEvent::Placed(chunks);
             }

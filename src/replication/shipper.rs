@@ -41,6 +41,7 @@ use crate::meta::target::Mode;
 use crate::meta::window::WindowLimits;
 use crate::meta::{self, Meta};
 use crate::target::{Class, DynTarget, Existing, Kind};
+use crate::testing::failpoint::{self, Point};
 
 /// Which births wait for their first slot, for a reader of the journal up to this seq (O2).
 pub type BirthsWaiting = Arc<dyn Fn(Seq) -> HashSet<InodeId> + Send + Sync>;
@@ -470,6 +471,7 @@ impl Worker {
         while let Some(stored) = self.shared.meta.next_unconfirmed(self.bit)? {
             self.check_writers().await?;
             self.send(&stored).await?;
+            failpoint::pass(Point::SegmentSent);
             // The place may have been unmounted under the put (T1, T10): only what is surely there is confirmed.
             self.target.check_place().await?;
             self.shared.meta.confirm_segment(self.bit, stored.id.n)?;
@@ -602,6 +604,7 @@ fn build(shared: &Shared, bit: TargetBit) -> meta::Result<Round> {
     let encoded =
         segments::pack(&window, &selection, next_place(shared, &cursor), cursor.built.map(|built| built.hash));
     meta.store_segments(bit, &encoded, selection.position, &selection.deferred)?;
+    failpoint::pass(Point::SegmentStored);
     Ok(Round { built: true, pending: true })
 }
 

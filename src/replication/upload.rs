@@ -25,6 +25,7 @@ use crate::id::TargetBit;
 use crate::meta::Meta;
 use crate::meta::placement::{ChunkSources, ChunkTodo};
 use crate::target::{Class, DynTarget, Existing, Kind, pace};
+use crate::testing::failpoint::{self, Point};
 
 /// Findings kept for `status`; all are counted.
 const FINDINGS_MAX: usize = 1024;
@@ -183,6 +184,7 @@ impl Uploader {
         let put = peer.target.put(&key, body.into_body(), Existing::Replace);
         match pace::within(self.patience.transfer(chunk.length), put).await {
             Ok(Ok(())) => {
+                failpoint::pass(Point::Upload);
                 peer.traffic.sent(chunk.length, clock::instant());
                 Outcome::Sent
             }

@@ -44,6 +44,7 @@ use crate::id::{Epoch, ExportId, FilesystemId, Hash, SegmentNumber, Seq, TargetB
 use crate::meta::restored::{Claimed, KnownWriter, SourceRow};
 use crate::meta::{self, Created, Meta};
 use crate::target::{self, DynTarget};
+use crate::testing::failpoint::{self, Point};
 use evidence::CheckpointSeen;
 use journal::{End, State};
 use lineage::Lineage;
@@ -369,6 +370,7 @@ pub async fn restore(sources: Vec<Source>, state_dir: &Path, options: Options) -
     };
     meta.sync()?;
     drop(meta);
+    failpoint::pass(Point::Restore);
     building.finish(state_dir)?;
     Ok(report)
 }

@@ -1,5 +1,9 @@
-//! What tests break the system with. Compiled for tests and with the feature `testing` only.
+//! What tests break the system with.
 //!
-//! Owns: stores that fail on purpose. Does not own: what must still hold then (each test says that itself).
+//! Owns: stores that fail on purpose (for tests and with the feature `testing` only), places at which the daemon does
+//! ([`failpoint`], always compiled and inert).
+//! Does not own: what must still hold then (each test says that itself).
 
+pub mod failpoint;
+#[cfg(any(test, feature = "testing"))]
 pub mod faulty;

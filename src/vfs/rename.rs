@@ -5,6 +5,7 @@ use crate::clock;
 use crate::id::InodeId;
 use crate::meta::rename::Move;
 use crate::meta::slot::SlotRequest;
+use crate::testing::failpoint::{self, Point};
 
 /// What a rename does when there is something under the new name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +41,7 @@ impl Vfs {
                 self.files.attributes_set(other, None, time);
             }
         }
+        failpoint::pass(Point::Rename);
         Ok(())
     }
 }

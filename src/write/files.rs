@@ -47,6 +47,8 @@ pub struct Files {
     pub(super) gate: RwLock<()>,
     first_session: SessionId,
     next_session: AtomicU64,
+    /// Chunk files of sessions whose inode lost its last name: they go once that unlink is durable (S3).
+    doomed: Mutex<Vec<String>>,
     pub(super) jobs: Sender<SealJob>,
     /// Counts commits and discards of sessions, for waiters.
     pub(super) settled: Mutex<u64>,
@@ -85,6 +87,7 @@ impl Files {
             gate: RwLock::new(()),
             first_session,
             next_session: AtomicU64::new(first_session.0),
+            doomed: Mutex::default(),
             jobs,
             settled: Mutex::new(0),
             settled_changed: Condvar::new(),
@@ -231,27 +234,50 @@ impl Files {
         self.forget_if_idle(&file);
     }
 
-    /// Forgets the sessions of a file without a name that nobody has open, and removes their files. One that a sealer
-    /// holds is found without a slot at its commit and discarded there.
+    /// Forgets the sessions of a file without a name that nobody has open; their files go when that is durable. One that a
+    /// sealer holds is found without a slot at its commit and discarded there.
     fn discard_sessions(&self, state: &mut State) {
-        let paths: Vec<String> = state
-            .staged
-            .take()
-            .map(|staged| {
-                self.space.add(-(staged.accounted as i64));
-                staged.path
-            })
-            .into_iter()
-            .collect();
-        for path in paths {
-            if let Err(error) = remove_files(self.open_files.files(), &path) {
-                tracing::warn!(%path, %error, "a chunk file without a use could not be removed");
-            }
+        if let Some(staged) = state.staged.take() {
+            self.space.add(-(staged.accounted as i64));
+            self.doomed.lock().push(staged.path);
         }
         state.frozen.retain(|frozen| frozen.kept.get().is_none());
         if state.frozen.is_empty() {
             state.attributes = None;
         }
+    }
+
+    /// Removes the chunk files of inodes that lost their last name, after their unlinks are durable: until then a power cut
+    /// brings the name back, and with it what an `fsync` had acknowledged (S3).
+    pub fn remove_doomed(&self) -> Result<()> {
+        let doomed = std::mem::take(&mut *self.doomed.lock());
+        if doomed.is_empty() {
+            return Ok(());
+        }
+        // Latched: they stay for the next mount.
+        self.meta.sync()?;
+        for path in doomed {
+            if let Err(error) = remove_files(self.open_files.files(), &path) {
+                tracing::warn!(%path, %error, "a chunk file without a use could not be removed");
+            }
+        }
+        Ok(())
+    }
+
+    /// A sync of these sessions' files failed: everything is latched, and the next mount takes their bytes for lost unless an
+    /// earlier sync covered them.
+    pub(super) fn sync_failed(&self, paths: &[&str], what: &str, error: &std::io::Error) {
+        // Not the disk's word on the bytes: the call did not come to pass and may be repeated.
+        let passing = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EINTR, libc::ENOENT];
+        if error.raw_os_error().is_some_and(|code| passing.contains(&code)) {
+            return;
+        }
+        for path in paths {
+            if let Err(error) = self.open_files.files().mark_unsynced(path) {
+                tracing::error!(path, %error, "that a chunk file is not synced could not be noted");
+            }
+        }
+        self.meta.latch(format!("{what}: {error}"));
     }
 
     /// The number of the next session.

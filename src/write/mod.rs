@@ -16,7 +16,7 @@ pub mod layers;
 pub mod live;
 pub mod pipeline;
 #[cfg(test)]
-mod pipeline_tests;
+pub(crate) mod pipeline_tests;
 pub mod ranges;
 pub mod report;
 pub mod seal;

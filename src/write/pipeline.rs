@@ -24,12 +24,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use super::files::{Files, SealJob};
 use super::gather::{self, Closing, Piece};
 use super::seal::{self, Sealed};
-use super::session::remove_files;
-use crate::chunk::file::ranges_path;
+use super::session::{remove_files, remove_records};
 use crate::clock::{self, Instant};
 use crate::id::{ChunkHash, InodeId, SessionId};
 use crate::meta::Result;
 use crate::meta::commit::{Batch, SealedChunk, SealedExtent, SealedPiece, SealedSession};
+use crate::testing::failpoint::{self, Point};
 
 /// Sealed sessions between sealers and committer at most.
 const SEALED_QUEUE: usize = 256;
@@ -112,8 +112,12 @@ fn run_sealer(files: &Files, queue: &Receiver<SealJob>, sender: &Sender<Ready>, 
                 }
             }
             Err(error) => {
-                if job.file.state.read().unnamed {
+                if job.file.state.read().unnamed && files.meta.sync().is_ok() {
                     files.settle(&job, End::Discarded);
+                    continue;
+                }
+                if files.meta.latched().is_some() {
+                    // Its row and its files stay for the next mount.
                     continue;
                 }
                 files.troubles.note(job.file.ino, &error);
@@ -134,13 +138,22 @@ fn pause(duration: Duration, stop: &AtomicBool) {
 }
 
 fn seal_one(files: &Files, job: &SealJob, chunk_size: u64) -> io::Result<Sealed> {
-    let file = files.open_files.files().open(&job.frozen.path)?;
+    let path = &job.frozen.path;
+    let file = files.open_files.files().open(path)?;
     let sealed = seal::seal(&file, &job.frozen, chunk_size)?;
+    failpoint::pass(Point::Seal);
     if !sealed.own.is_empty() {
         // A large file is synced here, so that the small ones of its moment do not wait for it.
-        file.sync_data()?;
+        sync_sealed(files, path, &file).inspect_err(|e| files.sync_failed(&[path], &format!("sync of {path}"), e))?;
     }
     Ok(sealed)
+}
+
+/// Makes a sealed file survive a power cut: its bytes and its name.
+fn sync_sealed(files: &Files, path: &str, file: &File) -> io::Result<()> {
+    failpoint::check(Point::SyncSealed)?;
+    file.sync_data()?;
+    files.open_files.files().sync_entry(path)
 }
 
 struct Committer {
@@ -209,6 +222,8 @@ impl Committer {
         loop {
             match self.try_commit(&batch) {
                 Ok(()) => return,
+                // The rows and files stay for the next mount.
+                Err(_) if self.files.meta.latched().is_some() => return,
                 Err(error) => {
                     tracing::error!(sessions = batch.len(), %error, "commit of sealed sessions failed, will be tried again");
                     pause(RETRY, stop);
@@ -224,41 +239,41 @@ impl Committer {
         // A file that lost its name meanwhile may be gone from the disk, too: nothing of it is needed.
         let (live, dead): (Vec<&Ready>, Vec<&Ready>) =
             readies.iter().partition(|ready| !ready.job.file.state.read().unnamed);
-        let batch = match self.build(&live) {
-            Ok(batch) => batch,
-            Err(source) => {
-                return Err(super::files::local_error("read of sealed chunk files".into(), source));
-            }
-        };
+        let batch = self
+            .build(&live)
+            .map_err(|source| super::files::local_error("read of sealed chunk files".into(), source))?;
+        self.sync(&live)?;
+        failpoint::pass(Point::Commit);
         let outcome = self.files.meta.write(|tx| {
             for ready in &dead {
                 tx.delete_session(ready.job.frozen.id)?;
             }
             tx.commit_content(&batch)
         })?;
+        failpoint::pass(Point::Committed);
         let index_of: HashMap<SessionId, usize> =
             live.iter().enumerate().map(|(index, ready)| (ready.job.frozen.id, index)).collect();
         self.files.meta.sync()?;
         for (index, ready) in live.iter().enumerate() {
-            let path = &ready.job.frozen.path;
-            let removed = match outcome.files[index] {
-                // Its bytes serve chunks; only the record of its ranges is of no more use.
-                Some(id) => {
-                    self.files.space.add(ready.sealed.allocated as i64);
-                    self.files.evictor.used(id);
-                    self.files.open_files.files().remove(&ranges_path(path))
-                }
-                None => {
-                    self.files.open_files.forget(path);
-                    remove_files(self.files.open_files.files(), path)
-                }
-            };
-            if let Err(error) = removed {
-                tracing::warn!(%path, %error, "a chunk file without a use could not be removed");
+            let Some(id) = outcome.files[index] else { continue };
+            // Its bytes serve chunks; only the record of its ranges is of no more use.
+            self.files.space.add(ready.sealed.allocated as i64);
+            self.files.evictor.used(id);
+            if let Err(error) = remove_records(self.files.open_files.files(), &ready.job.frozen.path) {
+                tracing::warn!(path = %ready.job.frozen.path, %error, "a record without a use could not be removed");
             }
         }
         for id in outcome.committed {
-            self.files.settle(&live[index_of[&id]].job, End::Committed);
+            let index = index_of[&id];
+            self.files.settle(&live[index].job, End::Committed);
+            if outcome.files[index].is_none() {
+                // No chunk lies in it. After the layer: a reader that finds no file plans again, without the layer.
+                let path = &live[index].job.frozen.path;
+                self.files.open_files.forget(path);
+                if let Err(error) = remove_files(self.files.open_files.files(), path) {
+                    tracing::warn!(%path, %error, "a chunk file without a use could not be removed");
+                }
+            }
         }
         for id in outcome.discarded {
             let index = index_of[&id];
@@ -317,15 +332,11 @@ impl Committer {
 
     fn gather(&self, readies: &[&Ready], batch: &mut Batch, extents: &mut [Vec<SealedExtent>]) -> io::Result<()> {
         let mut pieces = Vec::new();
-        let mut gathered = Vec::new();
         for (session, ready) in readies.iter().enumerate() {
             let file = &ready.job.file;
             let parent = file.state.read().parent;
             for run in &ready.sealed.small {
                 pieces.push(Piece { parent, ino: file.ino, offset: run.start, length: run.end - run.start, session });
-            }
-            if !ready.sealed.small.is_empty() {
-                gathered.push(session);
             }
         }
         let mut opened: HashMap<usize, File> = HashMap::new();
@@ -358,19 +369,32 @@ impl Committer {
             sealed.hash = hasher.finalize().into();
             batch.chunks.push(sealed);
         }
-        self.sync(readies, &gathered)
+        Ok(())
     }
 
     /// Makes the bytes of the small sessions survive a power cut, before they are committed (S2).
-    fn sync(&self, readies: &[&Ready], gathered: &[usize]) -> io::Result<()> {
+    fn sync(&self, readies: &[&Ready]) -> Result<()> {
+        let gathered: Vec<&str> = readies
+            .iter()
+            .filter(|ready| !ready.sealed.small.is_empty())
+            .map(|ready| ready.job.frozen.path.as_str())
+            .collect();
+        let files = self.files.open_files.files();
         if gathered.len() >= SYNCFS_FROM {
-            let state_dir = File::open(self.files.open_files.files().state_dir())?;
-            return Ok(rustix::fs::syncfs(&state_dir)?);
+            let what = "sync of the filesystem of the state directory";
+            return failpoint::check(Point::SyncSealed)
+                .and_then(|()| File::open(files.state_dir()))
+                .and_then(|state_dir| Ok(rustix::fs::syncfs(&state_dir)?))
+                .inspect_err(|e| self.files.sync_failed(&gathered, what, e))
+                .map_err(|source| super::files::local_error(what.into(), source));
         }
-        for &session in gathered {
-            let path = &readies[session].job.frozen.path;
-            self.files.open_files.files().open(path)?.sync_data()?;
-            self.files.open_files.files().sync_entry(path)?;
+        for path in gathered {
+            let what = format!("sync of {path}");
+            files
+                .open(path)
+                .and_then(|file| sync_sealed(&self.files, path, &file))
+                .inspect_err(|e| self.files.sync_failed(&[path], &what, e))
+                .map_err(|source| super::files::local_error(what, source))?;
         }
         Ok(())
     }
@@ -491,7 +515,7 @@ impl Files {
             if !waiting {
                 return true;
             }
-            if clock::instant() >= deadline {
+            if clock::instant() >= deadline || self.meta.latched().is_some() {
                 return false;
             }
             self.settled_changed.wait_for(&mut settled, Duration::from_millis(200));

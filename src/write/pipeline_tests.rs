@@ -20,9 +20,11 @@ use crate::write::{Files, Options};
 const CHUNK: u64 = 64 << 10;
 
 /// A mount without a kernel and without targets.
-struct Mount {
-    meta: Arc<Meta>,
-    files: Arc<Files>,
+pub(crate) struct Mount {
+    pub(crate) meta: Arc<Meta>,
+    pub(crate) files: Arc<Files>,
+    /// What recovery found.
+    pub(crate) report: recovery::Report,
     reader: Reader,
     evictor: Arc<Evictor>,
     pipeline: Option<Pipeline>,
@@ -31,8 +33,13 @@ struct Mount {
 
 impl Mount {
     fn new(dir: &std::path::Path, sealing: bool) -> Mount {
+        Mount::after(dir, sealing, "boot")
+    }
+
+    /// The next mount; after a power cut if `boot` is another one than before.
+    pub(crate) fn after(dir: &std::path::Path, sealing: bool, boot: &str) -> Mount {
         let meta = Arc::new(Meta::open(&dir.join("meta.sqlite"), &meta::Options::default()).unwrap());
-        meta.begin_mount(crate::id::Epoch(0), "boot").unwrap();
+        let rebooted = meta.begin_mount(crate::id::Epoch(0), boot).unwrap().rebooted;
         let open_files = Arc::new(OpenFiles::new(ChunkFiles::new(dir).unwrap()));
         let space = Arc::new(Space::new(dir, Limits { used_max: 1 << 40, free_min: 0 }, 0));
         let evictor = Arc::new(Evictor::new(meta.clone(), open_files.clone(), space.clone()));
@@ -46,27 +53,28 @@ impl Mount {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
         let fetcher = Fetcher::new(meta.clone(), open_files.clone(), space, evictor.clone(), runtime.handle().clone());
         let reader = Reader::new(meta.clone(), files.clone(), open_files, evictor.clone(), fetcher, CHUNK);
-        recovery::recover(&meta, &files, false).unwrap();
+        let report = recovery::recover(&meta, &files, rebooted).unwrap();
+        meta.note_boot(boot).unwrap();
         let pipeline = sealing.then(|| Pipeline::start(&files, queue, 2, CHUNK).unwrap());
-        Mount { meta, files, reader, evictor, pipeline, _runtime: runtime }
+        Mount { meta, files, report, reader, evictor, pipeline, _runtime: runtime }
     }
 
-    fn create(&self, name: &[u8]) -> InodeId {
+    pub(crate) fn create(&self, name: &[u8]) -> InodeId {
         let ino = self.meta.write(|tx| Ok(testing::file(tx, name))).unwrap();
         self.files.open(ino, InodeId::ROOT);
         ino
     }
 
-    fn close(&self, ino: InodeId) {
+    pub(crate) fn close(&self, ino: InodeId) {
         self.files.flush(ino).unwrap();
         self.files.release(ino).unwrap();
     }
 
-    fn settle(&self) {
+    pub(crate) fn settle(&self) {
         assert!(self.files.wait_settled(clock::instant() + Duration::from_secs(20)), "sessions are committed");
     }
 
-    fn read(&self, ino: InodeId, offset: u64, size: u64) -> Vec<u8> {
+    pub(crate) fn read(&self, ino: InodeId, offset: u64, size: u64) -> Vec<u8> {
         let mut buffer = Vec::new();
         match self.reader.read(ino, offset..offset + size, &mut buffer).unwrap() {
             Outcome::Ready => buffer,

@@ -16,9 +16,10 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use super::layers::Layer;
 use super::ranges::{self, RangeSet};
-use crate::chunk::file::{ChunkFiles, SessionName, ranges_path};
+use crate::chunk::file::{ChunkFiles, SessionName, ranges_path, unsynced_path};
 use crate::clock::Instant;
 use crate::id::{Generation, InodeId, SessionId};
+use crate::testing::failpoint::{self, Point};
 
 /// A session that takes writes.
 #[derive(Debug)]
@@ -67,12 +68,15 @@ pub struct SyncPoint {
 impl SyncPoint {
     /// Syncs the bytes.
     pub fn sync_bytes(&self) -> io::Result<()> {
+        failpoint::check(Point::SyncStaged)?;
         self.file.sync_data()
     }
 
     /// Syncs the record that says they are synced.
     pub fn sync_record(&self) -> io::Result<()> {
-        self.log.as_ref().map_or(Ok(()), |(file, _)| file.sync_data())
+        let Some((log, _)) = &self.log else { return Ok(()) };
+        failpoint::check(Point::SyncRanges)?;
+        log.sync_data()
     }
 }
 
@@ -117,6 +121,7 @@ impl Staged {
             file.set_len(size)?;
             log = Some(RangeLog { file: Arc::new(files.create(&ranges_path(&path))?), records: 0 });
         }
+        failpoint::pass(Point::Stage);
         Ok(Staged {
             id,
             base,
@@ -142,6 +147,7 @@ impl Staged {
     /// Writes `data` at `offset`: data, then the range record (S6); the caller replies after.
     pub fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.file.write_all_at(data, offset)?;
+        failpoint::pass(Point::Ranges);
         self.dirtied(offset..offset + data.len() as u64)
     }
 
@@ -172,6 +178,7 @@ impl Staged {
             range.start,
             range.end - range.start,
         )?;
+        failpoint::pass(Point::Punch);
         self.dirtied(range)
     }
 
@@ -285,9 +292,15 @@ impl RangeLog {
     }
 }
 
+/// Removes what only its session needed beside a chunk file.
+pub fn remove_records(files: &ChunkFiles, path: &str) -> io::Result<()> {
+    files.remove(&ranges_path(path))?;
+    files.remove(&unsynced_path(path))
+}
+
 /// Removes a session's files; that some are gone already is fine.
 pub fn remove_files(files: &ChunkFiles, path: &str) -> io::Result<()> {
-    files.remove(&ranges_path(path))?;
+    remove_records(files, path)?;
     files.remove(path)
 }
 

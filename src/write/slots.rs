@@ -13,6 +13,7 @@ use crate::clock::{self, Instant};
 use crate::id::{InodeId, Seq, SessionId};
 use crate::meta::slot::SlotRequest;
 use crate::meta::{Error, Result};
+use crate::testing::failpoint::{self, Point};
 
 /// From this size on, writeback starts at FLUSH, so that the sync before the commit (S2) finds little to do.
 const WRITEBACK_AT: u64 = 1 << 20;
@@ -100,6 +101,9 @@ impl Files {
     pub fn is_frozen(&self, ino: InodeId, newest: SessionId) -> Result<bool> {
         let Some(file) = self.find(ino) else { return Ok(false) };
         let state = file.state.read();
+        if self.meta.latched().is_some() {
+            return Err(Error::Latched);
+        }
         let waiting = !state.unnamed && state.frozen.iter().any(|frozen| frozen.id <= newest);
         if waiting {
             self.troubles.check(ino)?
@@ -119,28 +123,34 @@ impl Files {
 
     fn sync_staged(&self, file: &Arc<LiveFile>) -> Result<()> {
         let _syncing = file.syncing.lock();
-        let failed = |what: &str, source| local_error(format!("{what} of inode {}", file.ino), source);
-        let (point, entry) = {
+        let what = |what: &str| format!("{what} of inode {}", file.ino);
+        let (point, path, entry) = {
             let state = file.state.read();
             let Some(staged) = state.staged.as_ref().filter(|_| !state.unnamed) else { return Ok(()) };
-            let point = staged.sync_point().map_err(|e| failed("stat of the staged file", e))?;
-            (point, (!staged.entry_synced).then(|| staged.path.clone()))
+            let point = staged.sync_point().map_err(|e| local_error(what("stat of the staged file"), e))?;
+            (point, staged.path.clone(), !staged.entry_synced)
+        };
+        let failed = |step: &str, source| {
+            self.sync_failed(&[&path], &what(step), &source);
+            local_error(what(step), source)
         };
         // The entry of a new file beside its bytes: each costs the disk a flush of its own.
         let files = self.open_files.files();
         let (bytes, entry) = std::thread::scope(|scope| {
-            let entry = entry.as_ref().map(|path| scope.spawn(|| files.sync_entry(path)));
+            let entry = entry.then(|| scope.spawn(|| files.sync_entry(&path)));
             let bytes = point.sync_bytes();
             (bytes, entry.map_or(Ok(()), |entry| entry.join().expect("the sync of an entry does not panic")))
         });
         bytes.map_err(|e| failed("sync of the staged file", e))?;
         entry.map_err(|e| failed("sync of the directory entry", e))?;
+        failpoint::pass(Point::Mark);
         {
             let mut state = file.state.write();
             let Some(staged) = &mut state.staged else { return Ok(()) };
-            staged.mark_synced(&point).map_err(|e| failed("sync mark", e))?;
+            staged.mark_synced(&point).map_err(|e| local_error(what("sync mark"), e))?;
         }
         point.sync_record().map_err(|e| failed("sync of the range record", e))?;
+        failpoint::pass(Point::Marked);
         let mut state = file.state.write();
         let Some(staged) = &mut state.staged else { return Ok(()) };
         staged.entry_synced = true;
@@ -183,6 +193,7 @@ impl Files {
             return Ok(None);
         }
         let slot = self.meta.write(|tx| tx.reserve_slot(&request))?;
+        failpoint::pass(Point::Slot);
         reserved(state, fsynced);
         if let Some(slot) = slot {
             self.births().has_slot(ino, slot);
@@ -249,11 +260,13 @@ impl Files {
                 self.push_frozen(file, state);
             }
         }
+        failpoint::pass(Point::Rotate);
         Ok(self.meta.head())
     }
 
-    /// Rotates if some session is due, and ends sessions of closed files that could not be ended before (disk full).
+    /// Rotates if some session is due, removes files that are of no more use, and ends sessions of closed files that could not be ended before (disk full).
     pub fn tick(&self, rotation: &Rotation) -> Result<()> {
+        self.remove_doomed()?;
         let now = clock::instant();
         let mut due = false;
         for file in self.all() {

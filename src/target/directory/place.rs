@@ -21,6 +21,7 @@ use rustix::io::Errno;
 
 use crate::format::key;
 use crate::target::{Body, Existing};
+use crate::testing::failpoint::{self, Point};
 
 /// Unfinished writes ([`crate::format::key::TEMPORARY`]). Same filesystem as everything else, so that `rename` works.
 pub(super) const TMP: &str = "tmp";
@@ -141,7 +142,10 @@ impl Place {
         let dir = self.durable_directory(dir_key, true)?;
         let tmp = self.durable_directory(TMP, true)?;
         let tmp_name = unique_name();
-        let written = write_file(&tmp, &tmp_name, body).and_then(|()| publish(&tmp, &tmp_name, &dir, name, existing));
+        let written = write_file(&tmp, &tmp_name, body).and_then(|()| {
+            failpoint::pass(Point::Place);
+            publish(&tmp, &tmp_name, &dir, name, existing)
+        });
         if let Err(error) = written {
             // Best effort: what stays is removed after 24 h.
             let _ = rustix::fs::unlinkat(&tmp, &tmp_name, AtFlags::empty());

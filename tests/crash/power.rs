@@ -1,0 +1,165 @@
+//! Power cuts: state directory and targets lie on a loop filesystem that is shut down, so that everything that was not synced
+//! is gone. What `fsync` returned for is there, no file is half, each target restores to the same tree.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::model::{Crash, Found, Past, assert_same};
+use super::rig::{Daemon, Rig, wait_until};
+use super::workload::Random;
+use super::{seed, setting};
+use tandemfs::testing::failpoint::Point;
+
+/// A filesystem on a loop device.
+struct Disk {
+    kind: &'static str,
+    image: PathBuf,
+    mnt: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Disk {
+    /// Makes one; `None`, said aloud, where that is not possible.
+    fn new(kind: &'static str) -> Option<Disk> {
+        if !crate::support::run::installed(&["losetup", "xfs_io", "mkfs.ext4", "mkfs.xfs"]) {
+            return None;
+        }
+        let dir = tempfile::Builder::new().prefix("tandemfs-disk-").tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        let disk = Disk { kind, image: base.join("image"), mnt: base.join("disk"), _dir: dir };
+        std::fs::create_dir(&disk.mnt).unwrap();
+        std::fs::File::create(&disk.image).unwrap().set_len(1 << 30).unwrap();
+        let force: &[&str] = if kind == "ext4" { &["-q", "-F"] } else { &["-q", "-f"] };
+        crate::support::run::succeed(Command::new(format!("mkfs.{kind}")).args(force).arg(&disk.image));
+        if let Err(why) = disk.mount() {
+            eprintln!("SKIPPED: no loop device for {kind}: {why}");
+            return None;
+        }
+        Some(disk)
+    }
+
+    fn mount(&self) -> Result<(), String> {
+        // ext4 writes its journal every five seconds by itself; here only what is synced counts.
+        let options = if self.kind == "ext4" { "loop,commit=600" } else { "loop" };
+        let output = Command::new("mount").args(["-o", options]).arg(&self.image).arg(&self.mnt).output().unwrap();
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// Cuts the power: from here on nothing reaches the disk, not even the filesystem's own log.
+    fn cut(&self) {
+        crate::support::run::succeed(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&self.mnt));
+    }
+
+    /// Starts it anew after a cut; nobody uses it.
+    fn restart(&self) {
+        wait_until("the disk can be unmounted", || {
+            Command::new("umount").arg(&self.mnt).stderr(Stdio::null()).status().unwrap().success()
+        });
+        self.mount().unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.mnt).stderr(Stdio::null()).status();
+    }
+}
+
+/// Lets the machine of this state directory have another boot id.
+fn reboot(state: &Path) {
+    let Ok(database) =
+        rusqlite::Connection::open_with_flags(state.join("meta.sqlite"), rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE)
+    else {
+        return;
+    };
+    database.execute("UPDATE counter SET boot_id = 'another'", []).unwrap();
+}
+
+/// Cuts disk and daemon, and starts both anew.
+fn power_cut(rig: &Rig, disk: &Disk, daemon: Daemon) {
+    disk.cut();
+    daemon.kill();
+    disk.restart();
+    reboot(&rig.state);
+}
+
+/// Where standing still leaves something half.
+const PLACES: &[Point] = &[
+    Point::Stage,
+    Point::Ranges,
+    Point::Slot,
+    Point::Mark,
+    Point::Marked,
+    Point::Seal,
+    Point::Commit,
+    Point::Committed,
+    Point::LocationDelete,
+    Point::Unlink,
+    Point::Upload,
+    Point::Placement,
+    Point::Place,
+    Point::SegmentStored,
+    Point::SegmentSent,
+];
+
+fn cut_often(kind: &'static str, cuts: u64) {
+    let Some(disk) = Disk::new(kind) else { return };
+    let mut random = Random(seed(kind));
+    let rig = Rig::on(Some(&disk.mnt), &["a", "b"]);
+    let marker = rig.base.join("marker");
+    let (mut start, mut past) = (Found::new(), Past::default());
+    let mut stood = 0;
+    for round in 0..cuts {
+        let _ = std::fs::remove_file(&marker);
+        let point = (round % 2 == 1).then(|| PLACES[random.below(PLACES.len() as u64) as usize]);
+        let failpoint =
+            point.map(|point| format!("{}:{}=stop:{}", point.name(), 1 + random.below(10), marker.display()));
+        let what = format!("{kind}: cut {round} at {}", failpoint.as_deref().unwrap_or("some moment"));
+        let Ok(daemon) = rig.try_mount(failpoint.as_deref()) else { panic!("{what}: not mounted\n{}", rig.log()) };
+        let (child, log) = rig.workload(&mut random, 500, 1000);
+        let moment = match point {
+            Some(_) => 1500,
+            None => random.below(900),
+        };
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < Duration::from_millis(moment) && !marker.exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stood += u64::from(marker.exists());
+        power_cut(&rig, &disk, daemon);
+        let history = rig.history(child, &log);
+        past.note(&start, &history);
+        if round % 5 == 2 {
+            rig.check_cut("a", &past);
+        }
+        let daemon = rig.mount();
+        let found = rig.scan(&daemon);
+        rig.check(&what, &start, &history, &found, Crash::Power);
+        if round % 25 == 24 || round + 1 == cuts {
+            rig.check_targets(daemon);
+        } else {
+            // What was recovered is safe at once: another cut takes nothing of it.
+            power_cut(&rig, &disk, daemon);
+            let daemon = rig.mount();
+            let again = rig.scan(&daemon);
+            assert_same(&format!("{what}: the second recovery gives what the first gave"), &found, &again);
+            daemon.kill();
+        }
+        start = found;
+    }
+    eprintln!("{kind}: {cuts} cuts, {stood} of them at failpoints");
+}
+
+#[test]
+fn what_was_fsynced_survives_a_power_cut_on_ext4() {
+    cut_often("ext4", setting("TANDEMFS_CUTS", 10));
+}
+
+#[test]
+fn what_was_fsynced_survives_a_power_cut_on_xfs() {
+    cut_often("xfs", setting("TANDEMFS_CUTS", 10));
+}

@@ -1,0 +1,231 @@
+//! A random workload in a process of its own: it may hang in a dead mount without taking the test with it.
+//!
+//! Owns: choosing operations, carrying them out, logging them.
+//! Does not own: judging what became of them (`model`).
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::fs::FallocateFlags;
+use serde::{Deserialize, Serialize};
+
+use super::model::{Model, Node, Op};
+use super::rig::scan;
+use crate::support::tree::noise;
+
+const VARIABLE: &str = "TANDEMFS_CRASH_WORKLOAD";
+
+/// What the process shall do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Order {
+    pub root: PathBuf,
+    pub log: PathBuf,
+    pub seed: u64,
+    /// Operations at most.
+    pub ops: u64,
+    /// Between two operations.
+    pub pause_micros: u64,
+}
+
+/// Starts the process.
+pub fn start(order: &Order) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "workload::child", "--nocapture"])
+        .env(VARIABLE, serde_json::to_string(order).unwrap())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// The process itself: a test that does nothing unless it is told to.
+#[test]
+fn child() {
+    let Ok(order) = std::env::var(VARIABLE) else { return };
+    run(&serde_json::from_str(&order).unwrap());
+}
+
+fn run(order: &Order) {
+    let mut log = OpenOptions::new().append(true).create(true).open(&order.log).unwrap();
+    let Ok(found) = scan(&order.root) else { return };
+    let mut random = Random(order.seed);
+    let mut model = Model::of(&found);
+    let mut open = BTreeMap::new();
+    let mut next_handle = 0;
+    for _ in 0..order.ops {
+        let op = choose(&mut random, &model, &mut next_handle);
+        // One write each: a torn line cannot be taken for a whole one.
+        log.write_all(format!("{}\n", serde_json::to_string(&op).unwrap()).as_bytes()).unwrap();
+        if let Err(error) = perform(&order.root, &op, &mut open) {
+            match error.raw_os_error() {
+                // The mount died under us, or says that its disk did.
+                Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO | libc::ENODEV) => {}
+                _ => {
+                    log.write_all(format!("unexpected: {op:?}: {error}\n").as_bytes()).unwrap();
+                }
+            }
+            // Without closing the handles: they would wait for a daemon that does not answer.
+            std::process::exit(0);
+        }
+        log.write_all(b"ok\n").unwrap();
+        model.apply(&op);
+        std::thread::sleep(Duration::from_micros(order.pause_micros));
+    }
+    // Files stay open until the mount dies.
+    std::thread::sleep(Duration::from_secs(600));
+}
+
+fn perform(root: &Path, op: &Op, open: &mut BTreeMap<u32, File>) -> std::io::Result<()> {
+    let at = |path: &String| root.join(path);
+    match op {
+        Op::Create { path, handle } => {
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(at(path))?;
+            open.insert(*handle, file);
+        }
+        Op::Open { path, handle, truncate } => {
+            let file = OpenOptions::new().read(true).write(true).truncate(*truncate).open(at(path))?;
+            open.insert(*handle, file);
+        }
+        Op::Write { handle, offset, length, seed } => {
+            open[handle].write_all_at(&noise(*seed, *length as usize), *offset)?;
+        }
+        Op::Truncate { handle, size } => open[handle].set_len(*size)?,
+        Op::Punch { handle, offset, length } => {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&open[handle], flags, *offset, *length)?;
+        }
+        Op::Fsync { handle } => open[handle].sync_all()?,
+        Op::Close { handle } => {
+            use std::os::fd::IntoRawFd;
+            let file = open.remove(handle).expect("it is open").into_raw_fd();
+            // SAFETY: the descriptor is ours and not used after; `File` would hide what close(2) says.
+            if unsafe { libc::close(file) } != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Op::Rename { from, to } => std::fs::rename(at(from), at(to))?,
+        Op::Link { from, to } => std::fs::hard_link(at(from), at(to))?,
+        Op::Unlink { path } => std::fs::remove_file(at(path))?,
+        Op::Mkdir { path } => std::fs::create_dir(at(path))?,
+        Op::Rmdir { path } => std::fs::remove_dir(at(path))?,
+    }
+    Ok(())
+}
+
+/// Names are few, so that they meet each other.
+fn choose(random: &mut Random, model: &Model, next_handle: &mut u32) -> Op {
+    loop {
+        let files: Vec<&String> =
+            model.names.iter().filter(|(_, node)| **node != Node::Directory).map(|(path, _)| path).collect();
+        let directories: Vec<&String> =
+            model.names.iter().filter(|(_, node)| **node == Node::Directory).map(|(path, _)| path).collect();
+        let handles: Vec<u32> = model.handles.keys().copied().collect();
+        let new_path = |random: &mut Random| {
+            let name = format!("n{}", random.below(24));
+            match random.below(directories.len() as u64 + 2) as usize {
+                index if index < directories.len() => format!("{}/{name}", directories[index]),
+                _ => name,
+            }
+        };
+        let pick = |random: &mut Random, list: &[&String]| list[random.below(list.len() as u64) as usize].clone();
+        match random.below(100) {
+            0..12 if handles.len() < 6 => {
+                let path = new_path(random);
+                if !model.names.contains_key(&path) {
+                    *next_handle += 1;
+                    return Op::Create { path, handle: *next_handle };
+                }
+            }
+            12..20 if handles.len() < 6 && !files.is_empty() => {
+                *next_handle += 1;
+                return Op::Open { path: pick(random, &files), handle: *next_handle, truncate: random.below(3) == 0 };
+            }
+            20..58 if !handles.is_empty() => {
+                let handle = handles[random.below(handles.len() as u64) as usize];
+                let size = model.files[model.handles[&handle]].latest().len() as u64;
+                let length = match random.below(10) {
+                    0 => 1 + random.below(100_000),
+                    1..4 => 1 + random.below(5000),
+                    _ => 1 + random.below(300),
+                };
+                let offset = match random.below(3) {
+                    0 => size,
+                    1 => random.below(size + 1),
+                    _ => random.below(size / 4096 + 1) * 4096,
+                };
+                if offset + length <= 300_000 {
+                    return Op::Write { handle, offset, length, seed: random.next() >> 12 };
+                }
+            }
+            58..62 if !handles.is_empty() => {
+                let handle = handles[random.below(handles.len() as u64) as usize];
+                let size = model.files[model.handles[&handle]].latest().len() as u64;
+                return match random.below(3) {
+                    0 => Op::Punch { handle, offset: random.below(size + 1), length: 1 + random.below(9000) },
+                    _ => Op::Truncate { handle, size: random.below(size + 200) },
+                };
+            }
+            62..70 if !handles.is_empty() => {
+                return Op::Fsync { handle: handles[random.below(handles.len() as u64) as usize] };
+            }
+            70..83 if !handles.is_empty() => {
+                return Op::Close { handle: handles[random.below(handles.len() as u64) as usize] };
+            }
+            83..89 if !files.is_empty() => {
+                let (from, to) = (pick(random, &files), new_path(random));
+                if model.names.get(&to) != Some(&Node::Directory) && from != to {
+                    return Op::Rename { from, to };
+                }
+            }
+            89..91 if !directories.is_empty() => {
+                let (from, to) = (pick(random, &directories), new_path(random));
+                if !model.names.contains_key(&to) && !to.starts_with(&format!("{from}/")) {
+                    return Op::Rename { from, to };
+                }
+            }
+            91..94 if !files.is_empty() => {
+                let (from, to) = (pick(random, &files), new_path(random));
+                if !model.names.contains_key(&to) {
+                    return Op::Link { from, to };
+                }
+            }
+            94..97 if files.len() > 4 => return Op::Unlink { path: pick(random, &files) },
+            97..99 if directories.len() < 5 => {
+                let path = new_path(random);
+                if !model.names.contains_key(&path) {
+                    return Op::Mkdir { path };
+                }
+            }
+            99 if !directories.is_empty() => {
+                let path = pick(random, &directories);
+                let below = format!("{path}/");
+                if !model.names.keys().any(|other| other.starts_with(&below)) {
+                    return Op::Rmdir { path };
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// SplitMix64: always the same for a seed.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
