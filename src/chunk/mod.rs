@@ -9,4 +9,11 @@ pub mod file;
 pub mod group;
 pub mod layout;
 pub mod open;
+pub mod reserve;
 pub mod space;
+
+/// Descriptors that this process may have open.
+pub fn descriptors() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}

@@ -21,12 +21,13 @@ pub struct OpenFiles {
 }
 
 impl OpenFiles {
-    /// Descriptors kept open at most.
+    /// Descriptors kept open at most; an eighth of what the process may have, if that is fewer.
     pub const CAPACITY: usize = 256;
 
     /// An empty cache over `files`.
     pub fn new(files: ChunkFiles) -> OpenFiles {
-        let capacity = NonZeroUsize::new(Self::CAPACITY).expect("the capacity is not zero");
+        let capacity = Self::CAPACITY.min(super::descriptors() / 8).max(1);
+        let capacity = NonZeroUsize::new(capacity).expect("the capacity is not zero");
         OpenFiles { files, open: Mutex::new(LruCache::new(capacity)) }
     }
 

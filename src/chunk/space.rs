@@ -1,18 +1,24 @@
 //! How much local space the chunk files use, and whether a write may take more (D1, D2).
 //!
 //! Owns: the count of used bytes, the decision to let a write go, slow it down or make it wait.
-//! Does not own: freeing space (`chunk::evict`), waiting (`vfs::io`).
+//! Does not own: freeing space (`chunk::evict`), waiting (`vfs::io`), the file that keeps the reserve (`reserve`).
 //!
 //! ```text
 //! used   0 ───────────── 80 % ────────────── 90 % ─────────────── 100 %
 //!        go              evict in background  each write waits     wait for space, then ENOSPC
+//!
+//! free   ───────── 2 × margin ──────── margin ──────── half of it ──────── 0
+//!        go         evict       writes wait      the reserve is given up: room for metadata, placing and deletes
+//!                               (and until the reserve is whole again)
 //! ```
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+
+use super::reserve::Reserve;
 
 /// The longest delay of a write before the limit is reached.
 const DELAY_MAX: Duration = Duration::from_millis(200);
@@ -25,6 +31,13 @@ pub struct Limits {
     /// Left free on the state filesystem for metadata, whatever `used_max` says.
     pub free_min: u64,
 }
+
+/// Of the disk, this share at most is kept back for metadata.
+const RESERVE_SHARE: u64 = 8;
+/// With less room than this a mount begins with giving up the reserve.
+const START_MIN: u64 = 16 << 20;
+/// Of inodes of the state filesystem, this share is kept free by evicting.
+const INODES_SHARE: u64 = 50;
 
 /// What a write has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +56,14 @@ pub struct Space {
     limits: Limits,
     state_dir: PathBuf,
     used: AtomicI64,
-    /// Free bytes of the state filesystem when last asked.
+    /// Free bytes of the state filesystem when last asked, less what was admitted since.
     free: AtomicU64,
+    /// Few inodes of the state filesystem were free when last asked.
+    inodes_short: AtomicBool,
+    wait: Duration,
+    reserve: Reserve,
+    /// Of a reserve that cannot be made (not every filesystem preallocates) is told once.
+    complained: AtomicBool,
     /// Told when the background shall evict.
     pub pressure: Notify,
     /// Told when space was freed.
@@ -54,11 +73,29 @@ pub struct Space {
 impl Space {
     /// The space below `state_dir`, of which `used` bytes are in use.
     pub fn new(state_dir: &Path, limits: Limits, used: u64) -> Space {
+        Space::with_reserve(state_dir, limits, used, 0)
+    }
+
+    /// The space below `state_dir`, on a disk that others share: `reserve` bytes of it are kept for metadata, less on a
+    /// small disk. They are not allocated before [`Space::tend`]. Writes wait for space as long as `wait`.
+    pub fn reserved(state_dir: &Path, used_max: u64, used: u64, reserve: u64, wait: Duration) -> Space {
+        let disk = rustix::fs::statvfs(state_dir).map_or(u64::MAX, |disk| disk.f_blocks.saturating_mul(disk.f_frsize));
+        let reserve = reserve.min(disk / RESERVE_SHARE);
+        // What a moment's writes of others and the metadata of ours may take before anybody looks again.
+        let free_min = (reserve / 4).clamp(1 << 20, 64 << 20);
+        Space { wait, ..Space::with_reserve(state_dir, Limits { used_max, free_min }, used, reserve) }
+    }
+
+    fn with_reserve(state_dir: &Path, limits: Limits, used: u64, reserve: u64) -> Space {
         let space = Space {
             limits,
             state_dir: state_dir.to_owned(),
             used: AtomicI64::new(used as i64),
             free: AtomicU64::new(u64::MAX),
+            inodes_short: AtomicBool::new(false),
+            wait: Duration::from_secs(10),
+            reserve: Reserve::new(state_dir, reserve),
+            complained: AtomicBool::new(false),
             pressure: Notify::new(),
             freed: Notify::new(),
         };
@@ -70,7 +107,65 @@ impl Space {
     pub fn sample(&self) {
         if let Ok(statfs) = rustix::fs::statvfs(&self.state_dir) {
             self.free.store(statfs.f_bavail.saturating_mul(statfs.f_frsize), Ordering::Relaxed);
+            // Filesystems that make inodes as they need them say 0 of 0.
+            let short = statfs.f_files > 0 && statfs.f_favail < statfs.f_files / INODES_SHARE;
+            if short && !self.inodes_short.swap(short, Ordering::Relaxed) {
+                self.pressure.notify_one();
+            }
+            self.inodes_short.store(short, Ordering::Relaxed);
         }
+    }
+
+    /// Samples, gives the reserve up when the disk is nearly full, and makes it again when there is room: for a timer.
+    pub fn tend(&self) {
+        self.sample();
+        let free = self.free.load(Ordering::Relaxed);
+        if self.reserve.is_held() {
+            if free < self.limits.free_min / 2 {
+                self.give_up_reserve();
+            }
+        } else if free >= self.limits.free_min.saturating_mul(2).saturating_add(self.reserve.bytes()) {
+            match self.reserve.make() {
+                Ok(()) if self.reserve.bytes() > 0 => self.sample(),
+                Ok(()) => {}
+                Err(error) => {
+                    if !self.complained.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(%error, "no reserve for metadata can be allocated: as much is left free instead");
+                    }
+                }
+            }
+        }
+    }
+
+    /// A write found no room on the disk: look, and evict.
+    pub fn wanted(&self) {
+        self.sample();
+        self.pressure.notify_one();
+    }
+
+    /// A transaction found the disk full: metadata gets the reserve, writers wait until it is whole again.
+    pub fn found_full(&self) {
+        self.give_up_reserve();
+        self.sample();
+        self.pressure.notify_one();
+    }
+
+    fn give_up_reserve(&self) {
+        match self.reserve.release() {
+            Ok(true) => {
+                tracing::warn!(bytes = self.reserve.bytes(), "the disk is full: the reserve goes to metadata");
+                self.sample();
+            }
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the disk is full, and the reserve for metadata cannot be given up"),
+        }
+    }
+
+    /// Free bytes that writes must leave.
+    fn free_min(&self) -> u64 {
+        // Room that was kept for metadata is not for content.
+        let missing = if self.reserve.is_held() { 0 } else { self.reserve.bytes() };
+        self.limits.free_min.saturating_add(missing)
     }
 
     /// Counts `bytes` more (or fewer) as used.
@@ -93,11 +188,22 @@ impl Space {
         self.limits
     }
 
+    /// How long a write waits for space before it is `ENOSPC` (D2).
+    pub fn wait(&self) -> Duration {
+        self.wait
+    }
+
     /// Decides on a write of `bytes` bytes.
     pub fn admit(&self, bytes: u64) -> Admission {
-        let admission = admit(self.limits, self.used(), self.free.load(Ordering::Relaxed), bytes);
+        let limits = Limits { free_min: self.free_min(), ..self.limits };
+        let admission = admit(limits, self.used(), self.free.load(Ordering::Relaxed), bytes);
         if admission != Admission::Go {
             self.pressure.notify_one();
+        }
+        if admission != Admission::Full {
+            // Until the next sample this is the best there is to know.
+            let less = |free: u64| Some(free.saturating_sub(bytes));
+            let _ = self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         }
         admission
     }
@@ -105,8 +211,18 @@ impl Space {
     /// True while eviction should go on.
     pub fn wants_eviction(&self) -> bool {
         self.used() > self.limits.used_max / 10 * 8
-            || self.free.load(Ordering::Relaxed) < self.limits.free_min.saturating_mul(2)
+            || self.free.load(Ordering::Relaxed) < self.free_min().saturating_mul(2)
+            || self.inodes_short.load(Ordering::Relaxed)
     }
+}
+
+/// Makes sure that a mount finds room for its first transactions on a disk that is full.
+pub fn room_to_start(state_dir: &Path) -> std::io::Result<()> {
+    let disk = rustix::fs::statvfs(state_dir)?;
+    if disk.f_bavail.saturating_mul(disk.f_frsize) < START_MIN {
+        Reserve::give_up(state_dir)?;
+    }
+    Ok(())
 }
 
 fn admit(limits: Limits, used: u64, free: u64, bytes: u64) -> Admission {
@@ -135,6 +251,23 @@ mod tests {
         assert_eq!(admit(LIMITS, 900, 5000, 50), Admission::Delay(DELAY_MAX / 2));
         assert_eq!(admit(LIMITS, 900, 5000, 100), Admission::Delay(DELAY_MAX));
         assert_eq!(admit(LIMITS, 900, 5000, 101), Admission::Full);
+    }
+
+    #[test]
+    fn d2_what_was_kept_for_metadata_is_not_for_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let space = Space::with_reserve(dir.path(), Limits { used_max: u64::MAX, free_min: 1 << 20 }, 0, 8 << 20);
+        assert_eq!(space.free_min(), 9 << 20, "before it is allocated");
+        space.tend();
+        assert_eq!(space.free_min(), 1 << 20);
+        space.found_full();
+        assert_eq!(space.free_min(), 9 << 20);
+        assert!(!dir.path().join("reserve").exists());
+        space.tend();
+        assert!(dir.path().join("reserve").exists(), "made again, as there is room");
+        let free = space.free.load(Ordering::Relaxed);
+        assert_eq!(space.admit(free - (1 << 20)), Admission::Go);
+        assert_eq!(space.admit(1), Admission::Full, "what was admitted counts before the next sample");
     }
 
     #[test]

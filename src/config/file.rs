@@ -52,6 +52,7 @@ struct File {
 struct CacheTable {
     limit: Option<Spanned<Value>>,
     reserve: Option<Spanned<Value>>,
+    wait: Option<Spanned<Value>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -100,6 +101,7 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Config> {
     for (setting, value, at_least) in [
         (&mut config.rotate, file.rotate, Duration::from_secs(1)),
         (&mut config.rotate_synced, file.rotate_synced, Duration::from_millis(100)),
+        (&mut config.cache.wait, file.cache.wait, Duration::ZERO),
         (&mut config.shutdown_timeout, file.shutdown_timeout, Duration::ZERO),
         (&mut config.acknowledge.deadline, file.acknowledge.deadline, Duration::from_secs(1)),
     ] {

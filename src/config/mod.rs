@@ -26,6 +26,7 @@
 //! | `rotate`, `rotate_synced` | `"60s"`, `"2s"` | open files are committed too (O8) |
 //! | `shutdown_timeout` | `"30s"` | draining after SIGTERM (D7) |
 //! | `cache.limit`, `cache.reserve` | the disk, `"512 MiB"` | local space (D2) |
+//! | `cache.wait` | `"10s"` | a write waits so long for space, then it fails with `ENOSPC` |
 //! | `acknowledge.close`, `.fsync` | `"cached"`, `"local"` | `cached`, `local`, `one`, `quorum`, a number, `all` (D3); a directory may say otherwise: `user.tandemfs.policy` |
 //! | `acknowledge.deadline` | `"60s"` | then `close` fails with `EIO`, `fsync` with `ETIMEDOUT`; the data stays queued |
 //! | `scrub.every`, `scrub.level` | never, `"sample"` | copies are checked and repaired by themselves |
@@ -89,8 +90,10 @@ pub struct Config {
 pub struct Cache {
     /// Bytes of local chunk files at most; `None`: what the disk has.
     pub limit: Option<u64>,
-    /// Bytes kept back for metadata when the disk is full.
+    /// Bytes kept back for metadata when the disk is full; an eighth of the disk, if that is less.
     pub reserve: u64,
+    /// How long a write waits for space before it fails with `ENOSPC`.
+    pub wait: Duration,
 }
 
 /// Acknowledgement policies (D3).
@@ -126,7 +129,7 @@ impl Default for Config {
             mountpoint: None,
             state_dir: None,
             chunk_size: 4 << 20,
-            cache: Cache { limit: None, reserve: 512 << 20 },
+            cache: Cache { limit: None, reserve: 512 << 20, wait: Duration::from_secs(10) },
             acknowledge: Acknowledge::default(),
             rotate: Duration::from_secs(60),
             rotate_synced: Duration::from_secs(2),

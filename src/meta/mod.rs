@@ -108,7 +108,9 @@ pub enum Error {
 impl Error {
     /// The disk is full, and nothing else is wrong.
     pub fn is_full(&self) -> bool {
-        matches!(self, Error::Sqlite(e) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
+        let Error::Sqlite(rusqlite::Error::SqliteFailure(error, _)) = self else { return false };
+        // Its shared memory is a file, too, which it lengthens before it writes.
+        error.code == rusqlite::ErrorCode::DiskFull || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
     }
 
     /// The errno that a program gets for it (errno(3)).

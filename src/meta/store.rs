@@ -119,6 +119,7 @@ pub struct Meta {
     usage: Mutex<Usage>,
     chunks: watch::Sender<u64>,
     placements: watch::Sender<u64>,
+    full: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// Group sync of the write-ahead log: all waiters of a moment share one `fdatasync`.
@@ -215,6 +216,7 @@ impl Meta {
             usage: Mutex::new(counters.usage),
             chunks: watch::Sender::new(0),
             placements: watch::Sender::new(0),
+            full: OnceLock::new(),
             writer: Mutex::new(Writer { conn, counters }),
             readers: Mutex::new(Vec::new()),
             wal: Wal {
@@ -235,7 +237,16 @@ impl Meta {
             return Err(Error::Latched);
         }
         let mut writer = self.writer.lock();
-        let (value, after, told) = writer.transact(body)?;
+        let (value, after, told) = match writer.transact(body) {
+            Ok(done) => done,
+            Err(error) => {
+                drop(writer);
+                if let (true, Some(full)) = (error.is_full(), self.full.get()) {
+                    full();
+                }
+                return Err(error);
+            }
+        };
         let grown = after.seq != writer.counters.seq;
         writer.counters = after;
         *self.usage.lock() = after.usage;
@@ -251,6 +262,12 @@ impl Meta {
             self.placements.send_modify(|count| *count += 1);
         }
         Ok(value)
+    }
+
+    /// Says who makes room when a transaction finds none on the disk (D2): the next one may find some. The first word
+    /// stands.
+    pub fn when_full(&self, make_room: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.full.set(make_room);
     }
 
     /// Runs `body` on a snapshot. Keep it short: a long reader lets the WAL grow (D8: ≤ 100 ms, except the export).

@@ -37,9 +37,9 @@ use super::{log, mountpoint, store, systemd, unmount};
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::ChunkFiles;
 use crate::chunk::open::OpenFiles;
-use crate::chunk::space::{Limits, Space};
+use crate::chunk::space::{self, Space};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::control::registry::{Entry, Registered, Registry};
 use crate::control::server::Server;
 use crate::control::{Error, ErrorKind, Unmounted, Wait};
@@ -119,6 +119,8 @@ impl Daemon {
         bound_allocator();
 
         let state_dir = StateDir::lock(&state_path)?;
+        space::room_to_start(&state_path)
+            .map_err(|e| Error::failed(format!("look for room in {}: {e}", state_path.display())))?;
         log::start(&state_path, !options.background)
             .map_err(|e| Error::failed(format!("write a log in {}: {e}", state_path.display())))?;
         mountpoint::clear(&mountpoint)?;
@@ -151,8 +153,11 @@ impl Daemon {
             .map_err(|e| Error::failed(format!("make folders in {}: {e}", state_path.display())))?;
         let open_files = Arc::new(OpenFiles::new(chunk_files));
         let used = meta.chunk_file_bytes().map_err(internal)?;
-        let limits = Limits { used_max: config.cache.limit.unwrap_or(u64::MAX), free_min: config.cache.reserve };
-        let space = Arc::new(Space::new(&state_path, limits, used));
+        let config::Cache { limit, reserve, wait } = config.cache;
+        let space = Arc::new(Space::reserved(&state_path, limit.unwrap_or(u64::MAX), used, reserve, wait));
+        space.tend();
+        let full = space.clone();
+        meta.when_full(Box::new(move || full.found_full()));
         let evictor = Arc::new(Evictor::new(meta.clone(), open_files.clone(), space.clone()));
         let chunk_size = meta.chunk_size().map_err(internal)?;
         let (files, queue) = Files::new(write::Options {
@@ -449,6 +454,8 @@ fn start_tasks(
             tracing::warn!(%error, "the metadata log could not be moved into the database, will be tried again");
         }
     })?;
+    let tended = live.space.clone();
+    tasks.every("space", Duration::from_millis(200), move || tended.tend())?;
     let evictor = evictor.clone();
     let thread = tasks.spawn("evict", move |stop| evictor.run(stop, Duration::from_secs(1)))?;
     let noticing = live.clone();

@@ -13,13 +13,13 @@ use rustix::io::Errno;
 
 use super::{Attributes, Caller, Result, Vfs, errno};
 use crate::chunk::space::Admission;
-use crate::clock;
+use crate::clock::{self, Instant};
 use crate::id::InodeId;
 use crate::read::Outcome;
 use crate::write::io::Fallocate;
 
-/// How long a write waits for space before it is `ENOSPC` (D2).
-const SPACE_WAIT: Duration = Duration::from_secs(10);
+/// How often it looks whether space came back without a notice.
+const SPACE_LOOK: Duration = Duration::from_millis(200);
 
 /// An open file as the kernel knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,21 +106,41 @@ impl Vfs {
         if handle & SYNCS != 0 || self.space().admit(data.len() as u64) != Admission::Go {
             return Ok(Written::Later);
         }
-        self.files().write(ino, offset, data).map_err(|error| errno("write", ino, &error))?;
-        Ok(Written::Done)
+        match self.files().write(ino, offset, data).map_err(|error| errno("write", ino, &error)) {
+            // The disk says it itself, or inodes or descriptors are short: eviction and sealing may help.
+            Err(Errno::NOSPC) => Ok(Written::Later),
+            result => result.map(|()| Written::Done),
+        }
     }
 
     /// Writes `data` at `offset` when there is space for it, or `ENOSPC`; syncs it if the handle says so.
     pub async fn write_later(self: Arc<Self>, ino: InodeId, handle: u64, offset: u64, data: Vec<u8>) -> Result<()> {
-        self.wait_for_space(data.len() as u64).await?;
-        let vfs = self.clone();
-        let write = move || vfs.files().write(ino, offset, &data).map_err(|error| errno("write", ino, &error));
-        tokio::task::spawn_blocking(write).await.unwrap_or(Err(Errno::IO))?;
+        let deadline = clock::instant() + self.space().wait();
+        let data = Arc::new(data);
+        loop {
+            self.wait_for_space(data.len() as u64, deadline).await?;
+            let (vfs, data) = (self.clone(), data.clone());
+            let write = move || {
+                let written = vfs.files().write(ino, offset, &data).map_err(|error| errno("write", ino, &error));
+                if written == Err(Errno::NOSPC) {
+                    vfs.space().wanted();
+                    vfs.files().make_room().map_err(|error| errno("write", ino, &error))?;
+                }
+                written
+            };
+            match tokio::task::spawn_blocking(write).await.unwrap_or(Err(Errno::IO)) {
+                Err(Errno::NOSPC) if clock::instant() < deadline => {
+                    let freed = self.space().freed.notified();
+                    let _ = tokio::time::timeout(SPACE_LOOK, freed).await;
+                }
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
         if handle & SYNCS != 0 { self.fsync_later(ino).await } else { Ok(()) }
     }
 
-    async fn wait_for_space(&self, bytes: u64) -> Result<()> {
-        let deadline = clock::instant() + SPACE_WAIT;
+    async fn wait_for_space(&self, bytes: u64, deadline: Instant) -> Result<()> {
         loop {
             let freed = self.space().freed.notified();
             match self.space().admit(bytes) {
@@ -135,7 +155,7 @@ impl Vfs {
                         return Err(Errno::NOSPC);
                     }
                     // A timer beside the notice: space may come back without us (another program's file goes).
-                    let _ = tokio::time::timeout(left.min(Duration::from_millis(200)), freed).await;
+                    let _ = tokio::time::timeout(left.min(SPACE_LOOK), freed).await;
                     self.space().sample();
                 }
             }

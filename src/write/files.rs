@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::births::Births;
 use super::live::{Attributes, LiveFile, State};
-use super::session::{Frozen, Staged, remove_files};
+use super::session::{Frozen, Permit, Staged, remove_files};
 use super::trouble::Troubles;
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::ChunkFiles;
@@ -45,6 +45,9 @@ pub struct Files {
     births: Births,
     /// Held for reading by every change of content, for writing by a rotation: one cut of the whole filesystem (O8).
     pub(super) gate: RwLock<()>,
+    /// Sessions that take writes, each with its descriptors, and how many there may be.
+    sessions: Arc<AtomicUsize>,
+    sessions_max: usize,
     first_session: SessionId,
     next_session: AtomicU64,
     /// Chunk files of sessions whose inode lost its last name: they go once that unlink is durable (S3).
@@ -85,6 +88,9 @@ impl Files {
             live: Mutex::default(),
             births: Births::default(),
             gate: RwLock::new(()),
+            sessions: Arc::default(),
+            // A session has two descriptors at most: half of all are left to reads, targets and the store.
+            sessions_max: (crate::chunk::descriptors() / 4).max(1),
             first_session,
             next_session: AtomicU64::new(first_session.0),
             doomed: Mutex::default(),
@@ -205,6 +211,12 @@ impl Files {
         state.staged.as_ref().filter(|staged| staged.whole).map(Staged::allocated)
     }
 
+    /// Makes room for sessions where there are as many as may be: those of other files go to the sealers, open or not, and
+    /// begin anew with the next write (O8).
+    pub fn make_room(&self) -> Result<()> {
+        if self.sessions.load(Ordering::Acquire) < self.sessions_max { Ok(()) } else { self.rotate().map(drop) }
+    }
+
     /// True while `ino` has an open handle.
     pub fn is_open(&self, ino: InodeId) -> bool {
         self.find(ino).is_some_and(|file| file.state.read().opens > 0)
@@ -296,8 +308,10 @@ impl Files {
             let attributes =
                 state.attributes.unwrap_or(Attributes { size: inode.size, mtime: inode.mtime, ctime: inode.ctime });
             let whole = attributes.size == 0;
+            // Beyond that, reads and targets would find no descriptor. Whoever can wait lets idle sessions be sealed first.
+            let permit = Permit::take(&self.sessions, self.sessions_max).ok_or(rustix::io::Errno::NOSPC)?;
             let session = self.next_session();
-            let staged = Staged::begin(
+            let mut staged = Staged::begin(
                 self.open_files.files(),
                 session,
                 ino,
@@ -307,6 +321,7 @@ impl Files {
                 clock::instant(),
             )
             .map_err(|source| local_error(format!("begin session {session} of inode {ino}"), source))?;
+            staged.permit = Some(permit);
             state.attributes = Some(attributes);
             state.staged = Some(staged);
         }
@@ -358,9 +373,11 @@ impl Files {
 pub(super) fn local_error(what: String, source: std::io::Error) -> Error {
     match source.raw_os_error() {
         // What the program shall see as it is: no space, quota, file too large.
-        Some(code @ (libc::ENOSPC | libc::EDQUOT | libc::EFBIG | libc::EMFILE | libc::ENFILE)) => {
+        Some(code @ (libc::ENOSPC | libc::EDQUOT | libc::EFBIG)) => {
             Error::Refused(rustix::io::Errno::from_raw_os_error(code))
         }
+        // The descriptors are ours, not the program's: to it there is no room.
+        Some(libc::EMFILE | libc::ENFILE) => Error::Refused(rustix::io::Errno::NOSPC),
         _ => Error::Io { what, source },
     }
 }

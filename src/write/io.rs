@@ -50,7 +50,10 @@ impl Files {
         let _gate = self.gate.read();
         self.with_live(ino, InodeId::ROOT, |file, state| {
             let (staged, attributes) = self.staged(ino, state)?;
-            staged.write_at(offset, data).map_err(|e| local_error(format!("write to inode {ino}"), e))?;
+            if let Err(error) = staged.write_at(offset, data) {
+                staged.take_back(attributes.size);
+                return Err(local_error(format!("write to inode {ino}"), error));
+            }
             let grown = staged.account(data.len() as u64);
             let now = clock::now();
             attributes.size = attributes.size.max(end);

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -52,6 +53,26 @@ pub struct Staged {
     pub accounted: u64,
     /// Written since the count was last compared with the disk.
     unchecked: u64,
+    /// Counts its descriptors as long as it holds them.
+    pub permit: Option<Permit>,
+}
+
+/// The descriptors of one session that takes writes.
+#[derive(Debug)]
+pub struct Permit(Arc<AtomicUsize>);
+
+impl Permit {
+    /// One more of at most `max` sessions; `None`: there are as many.
+    pub fn take(held: &Arc<AtomicUsize>, max: usize) -> Option<Permit> {
+        let more = |held: usize| (held < max).then_some(held + 1);
+        held.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok().map(|_| Permit(held.clone()))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Bytes written after which the count of used space is compared with the disk.
@@ -118,8 +139,15 @@ impl Staged {
         let file = files.create(&path)?;
         let mut log = None;
         if !whole {
-            file.set_len(size)?;
-            log = Some(RangeLog { file: Arc::new(files.create(&ranges_path(&path))?), records: 0 });
+            let begun = file.set_len(size).and_then(|()| files.create(&ranges_path(&path)));
+            match begun {
+                Ok(file) => log = Some(RangeLog { file: Arc::new(file), records: 0 }),
+                Err(error) => {
+                    // The disk is full: what there is of it would never be of use.
+                    let _ = remove_files(files, &path);
+                    return Err(error);
+                }
+            }
         }
         failpoint::pass(Point::Stage);
         Ok(Staged {
@@ -141,6 +169,7 @@ impl Staged {
             began: now,
             accounted: 0,
             unchecked: 0,
+            permit: None,
         })
     }
 
@@ -149,6 +178,15 @@ impl Staged {
         self.file.write_all_at(data, offset)?;
         failpoint::pass(Point::Ranges);
         self.dirtied(offset..offset + data.len() as u64)
+    }
+
+    /// A write failed, perhaps after some of its bytes (the disk is full). What it left beyond `size`, which the file had
+    /// before, must not come into view when the file grows, nor be taken for content after a kill.
+    pub fn take_back(&self, size: u64) {
+        let cut = || if self.file.metadata()?.len() > size { self.file.set_len(size) } else { Ok(()) };
+        if let Err(error) = cut() {
+            tracing::warn!(path = %self.path, %error, "what a failed write left could not be taken back");
+        }
     }
 
     /// Cuts or extends the file to `size` bytes. Bytes that come into view again later are zeros.
@@ -362,6 +400,26 @@ mod tests {
         let mut recovered = ranges::decode(&log(&files, &staged), ranges::Trust::All).ranges;
         recovered.cut(staged.file.metadata().unwrap().len());
         assert_eq!(recovered.iter().collect::<Vec<_>>(), [0..3], "its row may say edit still");
+    }
+
+    #[test]
+    fn d2_what_a_failed_write_left_beyond_the_size_is_taken_back() {
+        let (_dir, _files, mut staged) = staged(true, 0);
+        staged.write_at(0, b"whole").unwrap();
+        // As a write of which the disk took a part.
+        staged.file.write_all_at(b"a part", 5).unwrap();
+        staged.take_back(5);
+        staged.take_back(100);
+        assert_eq!(staged.file.metadata().unwrap().len(), 5);
+    }
+
+    #[test]
+    fn sessions_that_take_writes_are_bounded_by_descriptors() {
+        let held = Arc::default();
+        let permits: Vec<Permit> = (0..3).map(|_| Permit::take(&held, 3).unwrap()).collect();
+        assert!(Permit::take(&held, 3).is_none());
+        drop(permits);
+        assert!(Permit::take(&held, 3).is_some());
     }
 
     #[test]

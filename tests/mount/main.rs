@@ -7,6 +7,7 @@ mod ack;
 mod adopted;
 mod cache;
 mod damage;
+mod disk_full;
 mod everyday;
 mod examples;
 mod fencing;

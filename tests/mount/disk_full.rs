@@ -1,0 +1,244 @@
+//! The disk of the state directory is full, has no inodes, or the process has no descriptors left (D1, D2): writers get
+//! `ENOSPC`, everything else goes on, and writing too as soon as there is room, without a remount.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::io::Errno;
+
+use crate::support::mounted::{Mounted, Place, wait_for};
+use crate::support::run::{finish, installed, program};
+use crate::support::tree::{self, Depth, assert_same, noise};
+
+/// A small filesystem of its own below `place/disk`, which holds the state directory.
+struct Disk {
+    mountpoint: PathBuf,
+}
+
+impl Disk {
+    /// `None`, said aloud, where there are no loop devices.
+    fn new(place: &Place, mebibytes: u64, mkfs: &[&str]) -> Option<Disk> {
+        if !installed(&["mkfs.ext4", "losetup"]) {
+            return None;
+        }
+        let (image, mountpoint) = (place.path("disk.img"), place.path("disk"));
+        File::create(&image).unwrap().set_len(mebibytes << 20).unwrap();
+        program(
+            "mkfs.ext4",
+            ["-q", "-F", "-m", "0"]
+                .iter()
+                .map(AsRef::as_ref)
+                .chain(mkfs.iter().map(Path::new))
+                .chain([image.as_path()]),
+        );
+        std::fs::create_dir(&mountpoint).unwrap();
+        let mounted = finish(Command::new("mount").args(["-o", "loop"]).args([&image, &mountpoint]));
+        if mounted.code != 0 {
+            eprintln!("SKIPPED: no loop device on this machine: {}", mounted.stderr.trim());
+            return None;
+        }
+        Some(Disk { mountpoint })
+    }
+
+    /// Another program takes all the room there is.
+    fn fill(&self) -> PathBuf {
+        let filler = self.mountpoint.join("filler");
+        let mut file = File::create(&filler).unwrap();
+        for size in [1 << 20, 4096] {
+            let block = noise(5, size);
+            while file.write_all(&block).is_ok() {}
+        }
+        filler
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        for _ in 0..100 {
+            if Command::new("umount").arg(&self.mountpoint).output().is_ok_and(|output| output.status.success()) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        let _ = Command::new("umount").arg("-l").arg(&self.mountpoint).output();
+    }
+}
+
+/// A place whose two targets lie on the large disk.
+fn place(cache: &str) -> Place {
+    let mut place = Place::new(&[]);
+    let mut text = format!("chunk_size = \"1 MiB\"\n[cache]\n{cache}\n");
+    for name in ["a", "b"] {
+        text += &format!("[target.{name}]\nuri = \"fs://{}\"\n", place.path(name).display());
+        let uri = format!("fs://{}", place.path(name).display());
+        place.add_target(name, &uri);
+    }
+    let config = place.path("tandemfs.toml");
+    std::fs::write(&config, text).unwrap();
+    place.use_config(&config);
+    place
+}
+
+fn take_targets_away(place: &Place) {
+    for target in ["a", "b"] {
+        std::fs::rename(place.path(target), place.path(&format!("{target}-away"))).unwrap();
+    }
+}
+
+fn bring_targets_back(place: &Place) {
+    for target in ["a", "b"] {
+        std::fs::rename(place.path(&format!("{target}-away")), place.path(target)).unwrap();
+    }
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<(), Errno> {
+    std::fs::write(path, content).map_err(|error| Errno::from_io_error(&error).unwrap())
+}
+
+/// Writes files of this size until the first is refused; returns how many are there.
+fn write_until_full(mounted: &Mounted<'_>, size: usize, most: usize) -> usize {
+    for index in 0..most {
+        match write(&mounted.path(&format!("f{index}")), &noise(index as u64 + 1, size)) {
+            Ok(()) => {}
+            Err(refused) => {
+                assert_eq!(refused, Errno::NOSPC);
+                return index;
+            }
+        }
+    }
+    panic!("{most} files of {size} bytes fit");
+}
+
+/// Names and attributes change, and everything is read.
+fn everything_else_goes_on(mounted: &Mounted<'_>, files: usize, size: usize) {
+    std::fs::create_dir(mounted.path("dir")).unwrap();
+    std::fs::rename(mounted.path("f0"), mounted.path("dir/moved")).unwrap();
+    std::fs::hard_link(mounted.path("dir/moved"), mounted.path("f0")).unwrap();
+    program("chmod", [Path::new("600"), &mounted.path("f1")]);
+    program(
+        "setfattr",
+        ["-n".as_ref(), "user.k".as_ref(), "-v".as_ref(), "v".as_ref(), mounted.path("f1").as_os_str()],
+    );
+    for index in 0..files {
+        let content = std::fs::read(mounted.path(&format!("f{index}"))).unwrap();
+        assert!(content == noise(index as u64 + 1, size), "f{index} of {} bytes", content.len());
+    }
+    assert_eq!(mounted.status()["safe"], false);
+}
+
+/// Every target has everything; no file of it is one that was written in part.
+fn compare_with_targets(place: &Place, mounted: Mounted<'_>) {
+    let expected = tree::read(&place.mnt(), Depth::Restored);
+    mounted.umount();
+    for target in ["a", "b"] {
+        let state = format!("restored-{target}");
+        let restored = place.restore(&state, &[place.uri(target)]);
+        assert_eq!(restored.code, 0, "{}", restored.stderr);
+        let mounted = place.mount_read_only(&state);
+        assert_same(&format!("restored from {target}"), &expected, &tree::read(&place.mnt(), Depth::Restored));
+        mounted.umount();
+    }
+}
+
+#[test]
+fn d2_a_full_disk_stops_writers_only_and_goes_on_by_itself() {
+    let place = place("reserve = \"16 MiB\"\nwait = \"2s\"");
+    let Some(disk) = Disk::new(&place, 160, &[]) else { return };
+    let mounted = place.mount_state("disk/state");
+    write(&mounted.path("before"), b"before").unwrap();
+    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    take_targets_away(&place);
+
+    const SIZE: usize = 5 << 20;
+    let files = write_until_full(&mounted, SIZE, 40);
+    assert!(files >= 15, "{files} files fit on the disk");
+    let left = std::fs::metadata(mounted.path(&format!("f{files}"))).map_or(0, |file| file.len());
+    assert!(left < SIZE as u64, "what was refused is not there");
+    assert!(disk.mountpoint.join("state/reserve").exists(), "content leaves the reserve alone");
+    everything_else_goes_on(&mounted, files, SIZE);
+
+    // Others take the rest: then metadata has the reserve.
+    let filler = disk.fill();
+    wait_for("the reserve is given up", || !disk.mountpoint.join("state/reserve").exists());
+    for index in 0..200 {
+        let made = || std::fs::create_dir(mounted.path(&format!("dir/d{index}")));
+        // One may find the disk full before the reserve is given up.
+        if made().is_err() {
+            made().unwrap();
+        }
+    }
+    std::fs::remove_file(mounted.path("f2")).unwrap();
+    assert_eq!(write(&mounted.path("refused"), &noise(9, SIZE)), Err(Errno::NOSPC));
+    assert!(std::fs::read(mounted.path("f3")).unwrap() == noise(4, SIZE));
+
+    // Targets take it: what they have leaves the disk, and there is room again.
+    bring_targets_back(&place);
+    assert_eq!(mounted.command("flush", &["--timeout", "120"]).code, 0, "{}", mounted.log());
+    std::fs::remove_file(filler).unwrap();
+    wait_for("there is room", || write(&mounted.path("after"), &noise(10, 3 * SIZE)).is_ok());
+    wait_for("the reserve is whole again", || disk.mountpoint.join("state/reserve").exists());
+    for index in [0, 1, 3, files - 1] {
+        let content = std::fs::read(mounted.path(&format!("f{index}"))).unwrap();
+        assert!(content == noise(index as u64 + 1, SIZE), "f{index}, from a target by now");
+    }
+    compare_with_targets(&place, mounted);
+    drop(disk);
+}
+
+#[test]
+fn d2_without_inodes_writers_wait_for_eviction_and_then_get_enospc() {
+    let place = place("reserve = \"8 MiB\"");
+    let Some(disk) = Disk::new(&place, 128, &["-N", "400"]) else { return };
+    let mounted = place.mount_state("disk/state");
+    write(&mounted.path("before"), b"before").unwrap();
+    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    take_targets_away(&place);
+    let files = write_until_full(&mounted, 1000, 1000);
+    assert!(files >= 50, "{files} files on 400 inodes");
+    everything_else_goes_on(&mounted, files, 1000);
+    std::fs::remove_file(mounted.path("f2")).unwrap();
+    bring_targets_back(&place);
+    // Each further file takes an inode that another one's eviction gives back.
+    wait_for("there are inodes", || write(&mounted.path("after"), b"after").is_ok());
+    for index in 0..files {
+        write(&mounted.path(&format!("g{index}")), &noise(index as u64, 1000)).unwrap();
+    }
+    compare_with_targets(&place, mounted);
+    drop(disk);
+}
+
+#[test]
+fn more_files_are_open_and_written_to_than_there_are_descriptors() {
+    const FILES: usize = 300;
+    let place = place("");
+    let mut command = Command::new("prlimit");
+    if !installed(&["prlimit"]) {
+        return;
+    }
+    let mount = place.mount_command("state");
+    command.arg("--nofile=160:160").arg(mount.get_program()).args(mount.get_args());
+    let started = finish(&mut command);
+    assert_eq!(started.code, 0, "{}", started.stderr);
+    let mounted = Mounted::found(&place, "state");
+    let mut files: Vec<File> =
+        (0..FILES).map(|index| File::create(mounted.path(&format!("f{index}"))).unwrap()).collect();
+    for round in 0..2u8 {
+        for (index, file) in files.iter_mut().enumerate() {
+            file.write_all(&[round + 1; 3000]).unwrap_or_else(|error| panic!("f{index}: {error}\n{}", mounted.log()));
+        }
+        assert_eq!(std::fs::read(mounted.path("f7")).unwrap().len(), 3000 * (usize::from(round) + 1));
+        mounted.status();
+    }
+    files.truncate(FILES / 2);
+    for file in &files {
+        rustix::fs::fsync(file).unwrap();
+    }
+    drop(files);
+    for index in 0..FILES {
+        let content = std::fs::read(mounted.path(&format!("f{index}"))).unwrap();
+        assert_eq!(content, [[1; 3000], [2; 3000]].concat(), "f{index}");
+    }
+    compare_with_targets(&place, mounted);
+}
