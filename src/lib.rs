@@ -16,6 +16,7 @@ pub mod id;
 pub mod chunk;
 pub mod format;
 pub mod fuse;
+pub mod gc;
 pub mod meta;
 pub mod read;
 pub mod recovery;

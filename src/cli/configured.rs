@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::control::{Error, ErrorKind};
 
 /// `--config FILE` or `--target NAME=URI …`
@@ -20,6 +20,15 @@ pub struct Configured {
 }
 
 impl Configured {
+    /// Where the configuration is read from, now and later.
+    pub fn source(&self) -> Source {
+        match &self.config {
+            // The daemon leaves its directory.
+            Some(path) => Source::File(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+            None => Source::Arguments(self.targets.clone()),
+        }
+    }
+
     /// Reads the file or the arguments.
     pub fn read(&self) -> Result<Config, Error> {
         let config = match &self.config {

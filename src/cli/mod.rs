@@ -17,11 +17,13 @@ mod check;
 mod configured;
 mod demo;
 mod flush;
+mod gc;
 mod mount;
 mod mount_helper;
 mod output;
 mod progress;
 mod reach;
+mod reload;
 mod restore;
 mod scrub;
 mod status;
@@ -57,6 +59,8 @@ enum Command {
     Scrub(scrub::Scrub),
     Check(check::Check),
     Target(target::Target),
+    Reload(reload::Reload),
+    Gc(gc::Gc),
     Demo(demo::Demo),
 }
 
@@ -74,6 +78,8 @@ pub fn main() -> ExitCode {
         Command::Scrub(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Target(command) => command.run(),
+        Command::Reload(command) => command.run(),
+        Command::Gc(command) => command.run(),
         Command::Demo(command) => command.run(),
     };
     match outcome {

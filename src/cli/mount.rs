@@ -45,6 +45,7 @@ impl Mount {
     /// Runs the command; `arguments` are those it was parsed from, for the daemon to start with.
     pub fn run(self, arguments: &[OsString]) -> Outcome {
         let fuse = fuse_options::parse(self.options.iter().map(String::as_str))?;
+        let source = self.configured.source();
         let config = self.configured.read()?;
         let mountpoint = self.mountpoint.or_else(|| config.mountpoint.clone()).ok_or_else(|| {
             Error::new(ErrorKind::Usage, "no mountpoint").hint("name one: tandemfs mount MOUNTPOINT …")
@@ -60,6 +61,7 @@ impl Mount {
             background: self.report_ready,
             fuse,
             config,
+            source,
         };
         let outcome = daemon::run(options);
         if self.report_ready && outcome.is_err() {

@@ -112,8 +112,15 @@ fn target_text(target: &status::Target, width: usize) -> String {
     if let Some(resync) = &target.resync {
         let percent = (100 * resync.placed_bytes).checked_div(resync.total_bytes).unwrap_or(0);
         facts.push(format!("resyncing {percent} %"));
+        if let Some(seconds) = resync.estimate_seconds {
+            facts.push(format!("about {} left", span(seconds)));
+        }
     }
     match &target.whole_as_of {
+        // How long ago is what matters then.
+        Some(_) if target.resync.is_some() && target.lag_seconds > 0 => {
+            facts.push(format!("whole as of {} ago", span(target.lag_seconds)));
+        }
         Some(moment) if target.lag_seconds > 0 || target.mode != Mode::Follow => {
             facts.push(format!("whole as of {moment}"));
         }
@@ -153,6 +160,7 @@ fn attention_text(attention: &status::Attention) -> String {
         AttentionKind::Void => "lost its newest content to a power cut",
         AttentionKind::Quarantine => "in quarantine",
         AttentionKind::Damaged => "damaged",
+        AttentionKind::Configuration => "not as configured",
         AttentionKind::Late => "not acknowledged in time",
         AttentionKind::Unsealed => "not readable from the local disk",
         AttentionKind::Panicked => "failed by a mistake in this program",
@@ -165,6 +173,7 @@ fn attention_text(attention: &status::Attention) -> String {
         (None, None) if attention.kind == AttentionKind::Damaged => "copies".into(),
         (None, None) if attention.kind == AttentionKind::Panicked => "calls".into(),
         (None, None) if attention.kind == AttentionKind::Latched => "the state disk".into(),
+        (None, None) if attention.kind == AttentionKind::Configuration => "targets".into(),
         (None, None) => "files".into(),
     };
     let mut text = format!("  attention: {which}: {what}");

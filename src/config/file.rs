@@ -13,7 +13,7 @@ use serde::Deserialize;
 use toml::{Spanned, Value};
 
 use super::target::Origin;
-use super::{CHUNK_SIZE, Config, Error, Place, Policy, Result, TargetConfig, secret, suggest};
+use super::{CHUNK_SIZE, Config, Error, OnFull, Place, Policy, Result, TargetConfig, secret, suggest};
 use crate::target::pace::{Rate, Schedule, ScheduleError};
 use crate::target::service::Options;
 
@@ -40,6 +40,10 @@ struct File {
     #[serde(default)]
     cache: CacheTable,
     #[serde(default)]
+    backlog: BacklogTable,
+    #[serde(default)]
+    gc: GcTable,
+    #[serde(default)]
     acknowledge: AcknowledgeTable,
     #[serde(default)]
     scrub: ScrubTable,
@@ -53,6 +57,22 @@ struct CacheTable {
     limit: Option<Spanned<Value>>,
     reserve: Option<Spanned<Value>>,
     wait: Option<Spanned<Value>>,
+    on_full: Option<Spanned<Value>>,
+    min_copies: Option<Spanned<Value>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct BacklogTable {
+    records: Option<Spanned<Value>>,
+    record_bytes: Option<Spanned<Value>>,
+    superseded: Option<Spanned<Value>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct GcTable {
+    grace: Option<Spanned<Value>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -98,12 +118,39 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Config> {
     if let Some(value) = file.cache.reserve {
         config.cache.reserve = reader.bytes(&value)?;
     }
+    if let Some(value) = &file.cache.on_full {
+        config.cache.on_full = match reader.string(value)? {
+            "wait" => OnFull::Wait,
+            "degrade" => OnFull::Degrade,
+            other => {
+                let error = Error::new(format!("{other:?} is not what can happen when the cache is full"));
+                return Err(reader.at(value.span(), error.hint("on_full is \"wait\" or \"degrade\"")));
+            }
+        };
+    }
+    if let Some(value) = &file.cache.min_copies {
+        config.cache.min_copies = reader.integer(value, 1..=62)? as u32;
+        let possible = file.target.is_empty() || config.cache.min_copies as usize <= file.target.len();
+        reader.require(value, possible, "min_copies is at most the number of targets")?;
+    }
+    if let Some(value) = &file.backlog.records {
+        config.backlog.records = reader.integer(value, 100..=100_000_000)? as u64;
+    }
+    for (setting, value, name) in [
+        (&mut config.backlog.record_bytes, file.backlog.record_bytes, "record_bytes"),
+        (&mut config.backlog.superseded, file.backlog.superseded, "superseded"),
+    ] {
+        let Some(value) = value else { continue };
+        *setting = reader.bytes(&value)?;
+        reader.require(&value, *setting >= 64 << 10, &format!("backlog.{name} is at least 64 KiB"))?;
+    }
     for (setting, value, at_least) in [
         (&mut config.rotate, file.rotate, Duration::from_secs(1)),
         (&mut config.rotate_synced, file.rotate_synced, Duration::from_millis(100)),
         (&mut config.cache.wait, file.cache.wait, Duration::ZERO),
         (&mut config.shutdown_timeout, file.shutdown_timeout, Duration::ZERO),
         (&mut config.acknowledge.deadline, file.acknowledge.deadline, Duration::from_secs(1)),
+        (&mut config.gc.grace, file.gc.grace, Duration::from_secs(1)),
     ] {
         let Some(value) = value else { continue };
         *setting = reader.duration(&value)?;

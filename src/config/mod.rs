@@ -30,6 +30,9 @@
 //! | `acknowledge.close`, `.fsync` | `"cached"`, `"local"` | `cached`, `local`, `one`, `quorum`, a number, `all` (D3); a directory may say otherwise: `user.tandemfs.policy` |
 //! | `acknowledge.deadline` | `"60s"` | then `close` fails with `EIO`, `fsync` with `ETIMEDOUT`; the data stays queued |
 //! | `scrub.every`, `scrub.level` | never, `"sample"` | copies are checked and repaired by themselves |
+//! | `cache.on_full`, `.min_copies` | `"wait"`, `1` | `"degrade"`: when full, the slowest target is resynced later while so many others follow |
+//! | `backlog.records`, `.record_bytes`, `.superseded` | 1,000,000, `"256 MiB"`, `"1 GiB"` | kept for one target that is away (T4) |
+//! | `gc.grace` | `"24h"` | so long chunks that nothing refers to stay on targets (T9) |
 //! | `target.NAME.uri` | required | `fs:///path`, `s3://bucket/prefix?option=value` … |
 //! | `target.NAME.read_priority` | `0` | the lower is read first |
 //! | `target.NAME.concurrency` | found out | transfers at the same time |
@@ -69,6 +72,10 @@ pub struct Config {
     pub chunk_size: u64,
     /// Local disk space.
     pub cache: Cache,
+    /// What is kept for a target that is away.
+    pub backlog: Backlog,
+    /// Removing garbage from targets.
+    pub gc: Gc,
     /// When `close` and `fsync` may return.
     pub acknowledge: Acknowledge,
     /// Open files are committed too, this long after their last commit (O8).
@@ -94,6 +101,37 @@ pub struct Cache {
     pub reserve: u64,
     /// How long a write waits for space before it fails with `ENOSPC`.
     pub wait: Duration,
+    /// What happens when it is full of what some target lacks.
+    pub on_full: OnFull,
+    /// With [`OnFull::Degrade`]: so many targets go on following at least.
+    pub min_copies: u32,
+}
+
+/// What happens when the cache is full of what some target lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFull {
+    /// Writers wait, and then get `ENOSPC`.
+    Wait,
+    /// The target that lacks most is brought to a later state instead of following (T4), as long as enough others follow.
+    Degrade,
+}
+
+/// What is kept for one target that is away, at most (T4); beyond it, it is resynced when it is back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backlog {
+    /// Records of the journal.
+    pub records: u64,
+    /// Their bytes.
+    pub record_bytes: u64,
+    /// Bytes that were overwritten or removed meanwhile, if they are more than a quarter of all that it lacks.
+    pub superseded: u64,
+}
+
+/// Removing what nothing refers to any more from targets (T9).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gc {
+    /// So long it stays.
+    pub grace: Duration,
 }
 
 /// Acknowledgement policies (D3).
@@ -129,7 +167,15 @@ impl Default for Config {
             mountpoint: None,
             state_dir: None,
             chunk_size: 4 << 20,
-            cache: Cache { limit: None, reserve: 512 << 20, wait: Duration::from_secs(10) },
+            cache: Cache {
+                limit: None,
+                reserve: 512 << 20,
+                wait: Duration::from_secs(10),
+                on_full: OnFull::Wait,
+                min_copies: 1,
+            },
+            backlog: Backlog { records: 1_000_000, record_bytes: 256 << 20, superseded: 1 << 30 },
+            gc: Gc { grace: Duration::from_secs(24 * 3600) },
             acknowledge: Acknowledge::default(),
             rotate: Duration::from_secs(60),
             rotate_synced: Duration::from_secs(2),
@@ -165,7 +211,7 @@ impl Config {
     }
 
     fn checked(self) -> Result<Config> {
-        place::check(&self.targets)?;
+        check_places(&self.targets)?;
         let Acknowledge { close, fsync, .. } = self.acknowledge;
         for (key, policy) in [("close", close), ("fsync", fsync)] {
             if let Policy::Targets(count) = policy
@@ -176,6 +222,30 @@ impl Config {
             }
         }
         Ok(self)
+    }
+}
+
+/// Refuses targets that are one place, or lie inside one another (T1), as far as their URIs tell.
+pub fn check_places(targets: &[TargetConfig]) -> Result<()> {
+    place::check(targets)
+}
+
+/// Where a configuration came from, to be read again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A file.
+    File(PathBuf),
+    /// Arguments of the command line.
+    Arguments(Vec<String>),
+}
+
+impl Source {
+    /// Reads it.
+    pub fn read(&self) -> Result<Config> {
+        match self {
+            Source::File(path) => Config::load(path),
+            Source::Arguments(arguments) => Config::from_target_arguments(arguments),
+        }
     }
 }
 

@@ -51,7 +51,7 @@ fn everything_can_be_set() {
     assert_eq!(config.name.as_deref(), Some("photos"));
     assert_eq!(config.mountpoint.as_deref(), Some(Path::new("/mnt/photos")));
     assert_eq!(config.chunk_size, 1 << 20);
-    assert_eq!(config.cache, Cache { limit: Some(64 << 30), reserve: 1_000_000_000, wait: Duration::from_secs(10) });
+    assert_eq!(config.cache, Cache { limit: Some(64 << 30), reserve: 1_000_000_000, ..Config::default().cache });
     assert_eq!((config.acknowledge.close, config.acknowledge.fsync), (Policy::Local, Policy::Cached));
     assert_eq!(config.acknowledge.deadline, Duration::from_secs(10));
     assert_eq!((config.rotate, config.rotate_synced), (Duration::from_secs(120), Duration::from_secs(5)));

@@ -22,7 +22,8 @@ pub mod status;
 
 pub use client::Client;
 pub use protocol::{
-    Error, ErrorKind, Flush, Flushed, Op, Path, Progress, Scrub, TargetProgress, Umount, Unmounted, Wait,
+    Error, ErrorKind, Flush, Flushed, Op, Path, Progress, Said, Scrub, TargetOp, TargetProgress, Umount, Unmounted,
+    Wait,
 };
 pub use server::{Daemon, ProgressSender};
 pub use status::Status;

@@ -56,6 +56,70 @@ pub enum Op {
     /// A new mount on the same state directory asks a daemon that is only draining to end at once (D7).
     /// Answered by null, and an error of kind `busy` while the filesystem is mounted.
     HandOver {},
+    /// Change the set of targets while it is in use. Answered by [`Said`].
+    Target(TargetOp),
+    /// Read the configuration again; one that is invalid changes nothing. Answered by [`Said`].
+    Reload {},
+    /// Remove from targets what nothing needs any more, or only say what would go. Answered by [`Said`].
+    Gc {
+        /// Say it only.
+        dry_run: bool,
+    },
+}
+
+/// Arguments of [`Op::Target`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TargetOp {
+    /// One more target, filled from this machine and the other targets.
+    Add {
+        /// Its name.
+        name: String,
+        /// Where it is, without secrets; null: as the configuration says by now.
+        uri: Option<String>,
+        /// The place of a known target was lost for good and is empty: begin anew there.
+        fresh: bool,
+    },
+    /// A target goes. What lies there stays there.
+    Remove {
+        /// Which.
+        name: String,
+        /// Although it is out of reach, or holds the only copy of something.
+        force: bool,
+    },
+    /// Send nothing to a target for now.
+    Pause {
+        /// Which.
+        name: String,
+        /// Until then, in seconds since 1970; null: until it is resumed.
+        until: Option<i64>,
+    },
+    /// A paused target goes on; a blocked one is asked again at once, with credentials read anew.
+    Resume {
+        /// Which.
+        name: String,
+    },
+    /// Another place takes the part of a target: it moved, or is filled anew.
+    Replace {
+        /// Which.
+        name: String,
+        /// Where it is from now on; null: as the configuration says by now.
+        uri: Option<String>,
+        /// Although the old place holds the only copy of something.
+        force: bool,
+    },
+    /// This mount's state counts on a target that another one wrote to; what the other wrote is discarded.
+    Adopt {
+        /// Which.
+        name: String,
+    },
+}
+
+/// What was done, in lines for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// Each a sentence without a full stop.
+    pub lines: Vec<String>,
 }
 
 /// Arguments of [`Op::Flush`].

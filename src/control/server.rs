@@ -15,8 +15,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::protocol::{
-    Error, ErrorKind, Flush, Flushed, LINE_MAX, Op, Path as BytePath, Progress, Reply, ReplyBody, Request, Scrub,
-    Umount, Unmounted, VERSION, Whereis,
+    Error, ErrorKind, Flush, Flushed, LINE_MAX, Op, Path as BytePath, Progress, Reply, ReplyBody, Request, Said, Scrub,
+    TargetOp, Umount, Unmounted, VERSION, Whereis,
 };
 use super::{Status, socket};
 use crate::scrub;
@@ -66,6 +66,15 @@ pub trait Daemon: Send + Sync + 'static {
 
     /// Answers [`Op::HandOver`].
     async fn hand_over(&self) -> Result<(), Error>;
+
+    /// Answers [`Op::Target`].
+    async fn target(&self, op: TargetOp) -> Result<Said, Error>;
+
+    /// Answers [`Op::Reload`].
+    async fn reload(&self) -> Result<Said, Error>;
+
+    /// Answers [`Op::Gc`].
+    async fn gc(&self, dry_run: bool) -> Result<Said, Error>;
 }
 
 /// The control socket of a state directory; it is removed when this is dropped.
@@ -188,6 +197,9 @@ async fn perform(op: Op, daemon: &dyn Daemon, progress: ProgressSender) -> Resul
         Op::Scrub(request) => json(daemon.scrub(request, progress).await?),
         Op::ScrubCost(request) => json(daemon.scrub_cost(request).await?),
         Op::HandOver {} => json(daemon.hand_over().await?),
+        Op::Target(op) => json(daemon.target(op).await?),
+        Op::Reload {} => json(daemon.reload().await?),
+        Op::Gc { dry_run } => json(daemon.gc(dry_run).await?),
     }
 }
 
@@ -297,6 +309,18 @@ mod tests {
 
         async fn hand_over(&self) -> Result<(), Error> {
             Ok(())
+        }
+
+        async fn target(&self, _: TargetOp) -> Result<Said, Error> {
+            Ok(Said::default())
+        }
+
+        async fn reload(&self) -> Result<Said, Error> {
+            Ok(Said::default())
+        }
+
+        async fn gc(&self, _: bool) -> Result<Said, Error> {
+            Ok(Said::default())
         }
     }
 

@@ -122,6 +122,8 @@ pub struct Resync {
     pub placed_bytes: u64,
     /// Bytes of that state.
     pub total_bytes: u64,
+    /// How long it will take at the pace of now; null while that is unknown.
+    pub estimate_seconds: Option<u64>,
 }
 
 /// Something an operator should look at.
@@ -155,6 +157,8 @@ pub enum AttentionKind {
     Quarantine,
     /// Bytes that match their checksum nowhere.
     Damaged,
+    /// The configuration and the targets that commands made differ.
+    Configuration,
     /// A `close` or `fsync` failed because too few targets had the file in time; it stays queued (D3).
     Late,
     /// The local disk does not give the bytes of a closed file (D3).

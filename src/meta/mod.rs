@@ -22,6 +22,7 @@ pub mod copies;
 pub mod create;
 pub mod export;
 pub(crate) mod extent;
+pub mod gc;
 #[cfg(test)]
 pub(crate) mod history;
 pub mod import;

@@ -6,7 +6,7 @@
 use rusqlite::params;
 
 use super::{Error, Meta, Result};
-use crate::id::{ChunkId, Seq, TargetBit, TargetId};
+use crate::id::{ChunkId, Epoch, SegmentNumber, TargetBit, TargetId, WriterId};
 
 /// What a command changed about one configured target; remembered over restarts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +85,22 @@ impl Meta {
             tx.conn()
                 .prepare_cached("UPDATE target SET paused_until = ?2 WHERE bit = ?1")?
                 .execute(params![bit, until])?;
+            Ok(())
+        })?;
+        self.sync()
+    }
+
+    /// Makes the place with this id the target's, whatever another mount wrote there: those segments do not count.
+    pub fn adopt(&self, bit: TargetBit, id: TargetId, discarded: &[(Epoch, WriterId, SegmentNumber)]) -> Result<()> {
+        self.write(|tx| {
+            tx.conn()
+                .prepare_cached("UPDATE target SET uuid = ?2, initialised = 1 WHERE bit = ?1")?
+                .execute(params![bit, id])?;
+            for (epoch, writer, n) in discarded {
+                tx.conn()
+                    .prepare_cached("INSERT OR REPLACE INTO discarded VALUES (?1, ?2, ?3, ?4)")?
+                    .execute(params![bit, n, epoch, writer])?;
+            }
             Ok(())
         })?;
         self.sync()
@@ -169,11 +185,6 @@ impl Meta {
             }
             Ok(last)
         })
-    }
-
-    /// The lowest low water of all targets but `bit`, if there are others: history up to there stays elsewhere.
-    pub fn shipped_without(&self, bit: TargetBit) -> Result<Option<Seq>> {
-        Ok(self.targets()?.iter().filter(|row| row.bit != bit).map(|row| row.shipped_seq).max())
     }
 }
 

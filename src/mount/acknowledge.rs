@@ -13,6 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::future::select_all;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::attention::{NAMED_MAX, attention, path_of};
 use super::live::Live;
@@ -23,6 +24,7 @@ use crate::id::{InodeId, Seq};
 use crate::meta::Meta;
 use crate::replication::ack::{self, Standing, Verdict};
 use crate::replication::gate::Gate;
+use crate::replication::shipper::Progress;
 use crate::vfs::acknowledge::{Acknowledger, Refusal, Wanted};
 
 /// What is waited for without end in sight may wait for other files that stay open: after this long they are cut, too.
@@ -92,7 +94,16 @@ impl Live {
                 if targets.is_empty() {
                     std::future::pending::<()>().await;
                 }
-                let _ = select_all(targets.iter_mut().map(|target| Box::pin(target.changed()))).await;
+                // One that was removed or paused says nothing more.
+                let change = |target: &'_ mut watch::Receiver<Progress>| {
+                    let mut target = target.clone();
+                    Box::pin(async move {
+                        if target.changed().await.is_err() {
+                            std::future::pending::<()>().await;
+                        }
+                    })
+                };
+                let _ = select_all(targets.iter_mut().map(change)).await;
             };
             let left = wanted.deadline.since(now).min(cut_others_at.since(now)).min(LOOK_EVERY);
             tokio::select! {

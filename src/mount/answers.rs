@@ -61,7 +61,12 @@ fn resync(row: &TargetRow, own: Tally, tallies: &BTreeMap<TargetBit, Tally>) -> 
         .values()
         .map(|tally| (tally.placed_bytes + tally.pending_bytes, tally.placed_chunks + tally.pending_chunks));
     let (bytes, chunks) = all.max().unwrap_or_default();
-    let resync = status::Resync { seq: row.base_seq.0, placed_bytes: own.placed_bytes.min(bytes), total_bytes: bytes };
+    let resync = status::Resync {
+        seq: row.base_seq.0,
+        placed_bytes: own.placed_bytes.min(bytes),
+        total_bytes: bytes,
+        estimate_seconds: None,
+    };
     (resync, chunks.saturating_sub(own.placed_chunks))
 }
 
@@ -72,7 +77,15 @@ fn target_status(
     head: Seq,
 ) -> Result<status::Target, Error> {
     let tally = tallies.get(&row.bit).copied().unwrap_or_default();
-    let resync = (row.mode == target::Mode::Resync).then(|| resync(row, tally, tallies));
+    let resync = (row.mode == target::Mode::Resync).then(|| match parts.lacking(row.bit) {
+        Some((lacking, estimate_seconds)) => {
+            let placed_bytes = lacking.total_bytes.saturating_sub(lacking.bytes);
+            let total_bytes = lacking.total_bytes;
+            let resync = status::Resync { seq: row.base_seq.0, placed_bytes, total_bytes, estimate_seconds };
+            (resync, lacking.chunks)
+        }
+        None => resync(row, tally, tallies),
+    });
     let (pending_objects, pending_bytes) = match resync {
         Some((resync, chunks)) => (chunks, resync.total_bytes - resync.placed_bytes),
         None => (tally.pending_chunks, tally.pending_bytes),
@@ -100,16 +113,21 @@ fn target_status(
         // It holds everything that happened before the oldest record that it lacks.
         whole_as_of: match backlog.oldest {
             _ if !row.initialised || (row.shipped_seq == Seq::ZERO && !caught_up) => None,
-            // The journal does not reach back to what it lacks.
-            _ if row.mode == target::Mode::Resync && !caught_up => None,
+            // The journal does not reach back to what it lacks; what it held when it stopped following is noted.
+            _ if row.mode == target::Mode::Resync && !caught_up => {
+                row.whole_secs.and_then(|secs| clock::Timestamp::new(secs, 0).ok()).map(crate::format::utc)
+            }
             Some(oldest) if !caught_up => Some(crate::format::utc(oldest)),
             _ => Some(crate::format::utc(now)),
         },
         resync: resync.map(|(resync, _)| resync),
         pending_objects,
         pending_bytes,
-        lag_seconds: match backlog.oldest {
-            Some(oldest) if !caught_up => now.secs().saturating_sub(oldest.secs()).max(0) as u64,
+        lag_seconds: match (backlog.oldest, row.whole_secs) {
+            (_, Some(whole)) if row.mode == target::Mode::Resync && !caught_up => {
+                now.secs().saturating_sub(whole).max(0) as u64
+            }
+            (Some(oldest), _) if !caught_up => now.secs().saturating_sub(oldest.secs()).max(0) as u64,
             _ => 0,
         },
         placed_bytes: tally.placed_bytes,

@@ -29,12 +29,14 @@ pub struct Noticed {
     quarantine: Mutex<Quarantined>,
     /// Handlers that panicked; each call got an input/output error.
     panics: Arc<AtomicU64>,
+    /// Where the configuration and the live targets differ.
+    differences: Vec<String>,
 }
 
 impl Noticed {
     /// What is known at the start.
-    pub fn new(lost: Vec<InodeId>, fetcher: Arc<Fetcher>, panics: Arc<AtomicU64>) -> Noticed {
-        Noticed { mounted: clock::instant(), lost, fetcher, quarantine: Mutex::default(), panics }
+    pub fn new(lost: Vec<InodeId>, fetcher: Arc<Fetcher>, panics: Arc<AtomicU64>, differences: Vec<String>) -> Noticed {
+        Noticed { mounted: clock::instant(), lost, fetcher, quarantine: Mutex::default(), panics, differences }
     }
 
     /// What lies in quarantine now.
@@ -49,6 +51,7 @@ impl Noticed {
         all.extend(self.damaged(findings, findings_count));
         all.extend(self.quarantined());
         all.extend(panicked(self.panics.load(Ordering::Relaxed)));
+        all.extend(self.differences.iter().map(|note| attention(AttentionKind::Configuration, note.clone())));
         all
     }
 

@@ -21,6 +21,7 @@ use super::acknowledge::{Acknowledging, Late};
 use super::attention::Noticed;
 use super::background::Readiness;
 use super::bandwidth::Bandwidth;
+use super::collector::Collector;
 use super::drain::{self, Goal};
 use super::ending::Ending;
 use super::live::{Attribute, Live};
@@ -32,8 +33,10 @@ use super::served::Served;
 use super::settings::{Options, Target};
 use super::state_dir::{self, StateDir};
 use super::table::Table;
+use super::targets::{self, LiveTargets};
 use super::tasks::Tasks;
-use super::{log, mountpoint, store, systemd, unmount};
+use super::upkeep::{Full, Resyncs, Upkeep};
+use super::{live_set, log, mountpoint, store, systemd, unmount};
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::ChunkFiles;
 use crate::chunk::open::OpenFiles;
@@ -49,7 +52,9 @@ use crate::meta::Meta;
 use crate::meta::target::{Configured, TargetRow};
 use crate::read::{Fetcher, Reader, Source};
 use crate::recovery::{self, strays};
+use crate::replication::checkpoint::Thresholds;
 use crate::replication::contact::{self, Asked};
+use crate::replication::resync;
 use crate::testing::failpoint::{self, Point};
 use crate::vfs::Vfs;
 use crate::vfs::acknowledge::Policies;
@@ -93,6 +98,7 @@ struct Daemon {
     server: Arc<Server>,
     live: Arc<Live>,
     ending: Arc<Ending>,
+    targets: Arc<LiveTargets>,
     pipeline: Pipeline,
     tasks: Tasks,
     read_only: bool,
@@ -105,7 +111,7 @@ struct Daemon {
 
 impl Daemon {
     fn start(options: Options) -> Result<Daemon, Error> {
-        let Options { read_only, config, .. } = options;
+        let Options { read_only, config, source, .. } = options;
         let bandwidth = Arc::new(Bandwidth::new(&config, clock::minute_of_day()));
         let targets = Target::all(&config, &bandwidth)?;
         let mountpoint = mountpoint::check(&options.mountpoint, options.fuse.nonempty)?;
@@ -127,6 +133,22 @@ impl Daemon {
         let name = config.name.clone().unwrap_or_else(|| default_name(&mountpoint));
         let (meta, newborn) = store::open_or_create(&state_dir, &name, config.chunk_size)?;
         let meta = Arc::new(meta);
+        let changes = meta.target_changes().map_err(|e| Error::failed(e.to_string()))?;
+        let live_set = live_set::effective(&config.targets, &changes)?;
+        for name in live_set.forget.iter().filter(|_| !read_only) {
+            meta.forget_change(name).map_err(|e| Error::failed(e.to_string()))?;
+        }
+        for note in &live_set.notes {
+            tracing::warn!(note, "the configuration and the targets differ");
+        }
+        let targets = if changes.is_empty() {
+            targets
+        } else {
+            let targets: Vec<Target> =
+                live_set.targets.iter().map(|target| Target::new(target, &bandwidth)).collect::<Result<_, _>>()?;
+            check_nesting(&mountpoint, &state_path, &targets)?;
+            targets
+        };
         let rows = register(&meta, &targets)?;
 
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -153,7 +175,7 @@ impl Daemon {
             .map_err(|e| Error::failed(format!("make folders in {}: {e}", state_path.display())))?;
         let open_files = Arc::new(OpenFiles::new(chunk_files));
         let used = meta.chunk_file_bytes().map_err(internal)?;
-        let config::Cache { limit, reserve, wait } = config.cache;
+        let config::Cache { limit, reserve, wait, .. } = config.cache;
         let space = Arc::new(Space::reserved(&state_path, limit.unwrap_or(u64::MAX), used, reserve, wait));
         space.tend();
         let full = space.clone();
@@ -203,20 +225,22 @@ impl Daemon {
             Replication::none()
         } else {
             let _runtime = runtime.enter();
+            let paused = |bit| rows.iter().any(|row| row.bit == bit && row.paused_until.is_some());
             let replica = |(asked, target): (Asked, &Target)| Replica {
-                asked,
                 concurrency: target.config.concurrency,
-                paused: false,
+                paused: paused(asked.bit),
+                asked,
             };
             let replicas = asked.into_iter().zip(&targets).map(replica).collect();
-            Replication::start(&meta, &files, replicas).map_err(internal)?
+            let thresholds = Thresholds { resync: limits_of(&config), ..Thresholds::default() };
+            Replication::start(&meta, &files, replicas, thresholds).map_err(internal)?
         };
         let scrubs = Scrubs::new(meta.clone(), files.chunk_files().clone(), fetcher.clone(), read_only);
         if let Some(every) = config.scrub.every.filter(|_| !read_only) {
             runtime.spawn(scrubs.clone().on_schedule(every, config.scrub.level));
         }
         let panics = Arc::new(AtomicU64::new(0));
-        let noticed = Noticed::new(report.lost, fetcher, panics.clone());
+        let noticed = Noticed::new(report.lost, fetcher.clone(), panics.clone(), live_set.notes);
         let live = Arc::new(Live {
             meta: meta.clone(),
             files: files.clone(),
@@ -224,12 +248,38 @@ impl Daemon {
             replication,
             noticed,
             late: Late::default(),
+            resyncs: Resyncs::default(),
         });
+        let list = rows.iter().zip(targets).map(|(row, target)| targets::Entry { bit: row.bit, target }).collect();
+        let live_targets = Arc::new(LiveTargets::new(
+            targets::Parts {
+                live: live.clone(),
+                fetcher,
+                bandwidth: bandwidth.clone(),
+                source,
+                config: config.clone(),
+                mountpoint: mountpoint.clone(),
+                state_dir: state_path.clone(),
+                read_only,
+            },
+            list,
+        ));
         vfs.answer_targets(Box::new(Attribute(live.clone())));
         let policies = Policies::load(config.acknowledge, &meta).map_err(internal)?;
         vfs.acknowledge_by(policies, Box::new(Acknowledging(live.clone())));
-        let tasks = start_tasks(&runtime, &config, &live, &evictor, bandwidth, read_only).map_err(threads_failed)?;
+        let mut tasks =
+            start_tasks(&runtime, &config, &live, &evictor, bandwidth, read_only).map_err(threads_failed)?;
+        if !read_only {
+            let upkeep = Upkeep {
+                live: live.clone(),
+                targets: live_targets.clone(),
+                limits: limits_of(&config),
+                full: Full { on_full: config.cache.on_full, min_copies: config.cache.min_copies },
+            };
+            tasks.spawn("upkeep", move |stop| upkeep.run(stop)).map_err(threads_failed)?;
+        }
 
+        let collector = Arc::new(Collector::new(live.clone(), config.gc.grace));
         let ending = Arc::new(Ending::new(if read_only { Duration::ZERO } else { config.shutdown_timeout }));
         let server = {
             let _runtime = runtime.enter();
@@ -266,7 +316,12 @@ impl Daemon {
             read_only,
             ending: ending.clone(),
             scrubs,
+            targets: live_targets.clone(),
+            collector: collector.clone(),
         };
+        if !read_only {
+            runtime.spawn(collector.run());
+        }
         {
             let server = server.clone();
             runtime.spawn(async move { server.serve(Arc::new(served)).await });
@@ -278,6 +333,7 @@ impl Daemon {
             server,
             live,
             ending,
+            targets: live_targets,
             pipeline,
             tasks,
             read_only,
@@ -290,7 +346,8 @@ impl Daemon {
 
     /// Serves until the mount is gone and targets had their time. `unwanted`: nobody waits for it, end at once.
     fn serve(self, unwanted: bool) -> Result<(), Error> {
-        let Daemon { session, live, ending, mountpoint, kind, runtime, read_only, server, .. } = &self;
+        let Daemon { session, live, ending, mountpoint, kind, runtime, read_only, server, targets, .. } = &self;
+        runtime.spawn(reload_on_hangup(targets.clone()));
         let outcome = runtime.block_on(async {
             let mut signals = Signals::new()?;
             let asked = wait_unmounted(session, (mountpoint, kind), &mut signals, unwanted).await;
@@ -344,6 +401,29 @@ impl Daemon {
 /// Failpoints come from the environment; one that is misspelt would test nothing.
 fn armed() -> Result<(), Error> {
     failpoint::arm().map_err(|problem| Error::new(ErrorKind::Usage, problem))
+}
+
+/// SIGHUP reads the configuration again; what came of it is in the log.
+async fn reload_on_hangup(targets: Arc<LiveTargets>) {
+    let mut hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => hangup,
+        Err(error) => return tracing::warn!(%error, "SIGHUP is not handled; tandemfs reload does the same"),
+    };
+    while hangup.recv().await.is_some() {
+        if let Err(error) = targets.reload().await {
+            tracing::error!(%error, hint = error.hint, "not reloaded");
+        }
+    }
+}
+
+/// What is kept for a target that is away.
+fn limits_of(config: &Config) -> resync::Limits {
+    resync::Limits {
+        rows_max: config.backlog.records,
+        row_bytes_max: config.backlog.record_bytes,
+        superseded_min: config.backlog.superseded,
+        ..resync::Limits::default()
+    }
 }
 
 /// D4: nothing may contain anything else.

@@ -7,11 +7,13 @@ use super::answers;
 use super::attention::Noticed;
 use super::parts::{Dirty, Parts};
 use super::replication::Replication;
+use super::upkeep::Resyncs;
 use crate::chunk::space::Space;
 use crate::control::Error;
 use crate::control::status::{Attention, Cache, Health};
 use crate::id::{InodeId, Seq, TargetBit};
 use crate::meta::Meta;
+use crate::meta::resync::Lacking;
 use crate::replication::gate::Gate;
 use crate::vfs::xattr::Targets;
 use crate::write::Files;
@@ -24,6 +26,7 @@ pub struct Live {
     pub replication: Replication,
     pub noticed: Noticed,
     pub late: Late,
+    pub resyncs: Resyncs,
 }
 
 impl Parts for Live {
@@ -41,6 +44,13 @@ impl Parts for Live {
 
     fn complaint(&self, bit: TargetBit) -> Option<(String, String)> {
         self.replication.complaint(bit)
+    }
+
+    fn lacking(&self, bit: TargetBit) -> Option<(Lacking, Option<u64>)> {
+        let lacking = self.resyncs.of(bit)?;
+        let rate = self.replication.bytes_per_second(bit);
+        let estimate = (rate >= 1.0 && lacking.bytes > 0).then(|| (lacking.bytes as f64 / rate) as u64);
+        Some((lacking, estimate))
     }
 
     fn settle(&self) -> Result<Seq, Error> {

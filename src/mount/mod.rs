@@ -5,19 +5,23 @@
 //! Does not own: what the parts do.
 
 pub mod acknowledge;
+pub mod adopt;
 pub mod answers;
 pub mod attention;
 pub mod background;
 pub mod bandwidth;
+pub mod collector;
 pub mod daemon;
 pub mod drain;
 pub mod ending;
 pub mod fill;
 pub mod fuse_options;
 pub mod live;
+pub mod live_set;
 pub mod log;
 pub mod mountpoint;
 pub mod nesting;
+pub mod newcomer;
 pub mod parts;
 pub mod replication;
 pub mod scrubs;
@@ -27,5 +31,7 @@ pub mod state_dir;
 pub mod store;
 pub mod systemd;
 pub mod table;
+pub mod targets;
 pub mod tasks;
 pub mod unmount;
+pub mod upkeep;

@@ -6,6 +6,7 @@ use crate::control::Error;
 use crate::control::status::{Attention, Cache, Health};
 use crate::id::{InodeId, Seq, TargetBit};
 use crate::meta::Meta;
+use crate::meta::resync::Lacking;
 use crate::replication::gate::Gate;
 
 /// Files that are dirty: written to, and not yet sealed and committed.
@@ -30,6 +31,11 @@ pub trait Parts: Send + Sync {
 
     /// What hinders a target now, and what to do about it.
     fn complaint(&self, bit: TargetBit) -> Option<(String, String)>;
+
+    /// What a target that is being resynced lacks, as counted last, and how many seconds that will take at the pace of now.
+    fn lacking(&self, _: TargetBit) -> Option<(Lacking, Option<u64>)> {
+        None
+    }
 
     /// Gives every dirty file its place in history, closed or open, and hands its bytes to the sealers. Returns the
     /// place that covers them all.

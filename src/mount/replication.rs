@@ -41,6 +41,7 @@ struct Running {
     shared: RwLock<Shared>,
     runtime: tokio::runtime::Handle,
     exports: std::path::PathBuf,
+    thresholds: Thresholds,
 }
 
 /// One target as it takes part.
@@ -80,7 +81,12 @@ impl Replication {
     }
 
     /// Starts it for these targets. Must be called within a tokio runtime.
-    pub fn start(meta: &Arc<Meta>, files: &Arc<Files>, targets: Vec<Replica>) -> Result<Replication> {
+    pub fn start(
+        meta: &Arc<Meta>,
+        files: &Arc<Files>,
+        targets: Vec<Replica>,
+        thresholds: Thresholds,
+    ) -> Result<Replication> {
         let births = files.clone();
         let shared = Shared {
             meta: meta.clone(),
@@ -92,9 +98,14 @@ impl Replication {
         };
         let driver = Driver::start(meta.clone(), files.chunk_files().clone(), Vec::new(), driver::Options::default())?;
         let exports = meta.path().with_file_name("export");
-        let checkpointer = Checkpointer::start(shared.clone(), Vec::new(), exports.clone(), Thresholds::default())?;
-        let running =
-            Running { driver, shared: RwLock::new(shared), runtime: tokio::runtime::Handle::current(), exports };
+        let checkpointer = Checkpointer::start(shared.clone(), Vec::new(), exports.clone(), thresholds)?;
+        let running = Running {
+            driver,
+            shared: RwLock::new(shared),
+            runtime: tokio::runtime::Handle::current(),
+            exports,
+            thresholds,
+        };
         let replication = Replication {
             running: Some(running),
             peers: RwLock::default(),
@@ -161,8 +172,16 @@ impl Replication {
 
     /// Asks a target at once who it is, whatever was to be waited for.
     pub fn recheck(&self, bit: TargetBit) {
-        if let Some(peer) = self.peer(bit) {
+        if let (Some(peer), Some(running)) = (self.peer(bit), &self.running) {
+            running.driver.retry(bit);
             peer.gate.recheck();
+        }
+    }
+
+    /// As [`Replication::recheck`], of a target that something hinders.
+    pub fn recheck_if_ill(&self, bit: TargetBit) {
+        if self.complaint(bit).is_some() && self.peer(bit).is_some_and(|peer| peer.shipper.is_some()) {
+            self.recheck(bit);
         }
     }
 
@@ -194,11 +213,11 @@ impl Replication {
         self.peers.read().iter().map(|peer| (peer.asked.clone(), peer.gate.clone())).collect()
     }
 
-    /// Begins a checkpoint of these targets, if they are in contact.
+    /// Takes a checkpoint of these targets, if they are in contact; returns when it is complete or given up.
     pub async fn checkpoint(&self, bits: &[TargetBit]) {
         let checkpointer = self.checkpointer.lock().clone();
         if let Some(checkpointer) = checkpointer {
-            checkpointer.begin(bits).await;
+            checkpointer.take(bits).await;
         }
     }
 
@@ -233,7 +252,7 @@ impl Replication {
         };
         let peers = self.peers.read().clone();
         let targets = peers.iter().map(|peer| checkpointed(&peer.asked, &peer.gate)).collect();
-        let checkpointer = Checkpointer::start(shared, targets, running.exports.clone(), Thresholds::default())?;
+        let checkpointer = Checkpointer::start(shared, targets, running.exports.clone(), running.thresholds)?;
         *self.checkpointer.lock() = Some(Arc::new(checkpointer));
         for peer in &peers {
             // A fenced gate does not open by being asked: its keeper is gone, and the next one decides.
@@ -269,6 +288,9 @@ impl Replication {
 
     /// Our belief about a target, and its newest error.
     pub fn health(&self, bit: TargetBit) -> (Health, Option<String>) {
+        if self.running.is_some() && self.peer(bit).is_some_and(|peer| peer.shipper.is_none()) {
+            return (Health::Paused, None);
+        }
         let Some(view) = self.view(bit) else { return (Health::Healthy, None) };
         let health = match view.health {
             State::Healthy => Health::Healthy,
@@ -437,7 +459,7 @@ mod tests {
             paused: false,
         };
         let replicas = rows.iter().zip([Some(1), Some(40), None]).map(replica).collect();
-        let replication = Replication::start(&meta, &files, replicas).unwrap();
+        let replication = Replication::start(&meta, &files, replicas, Thresholds::default()).unwrap();
         let known = || rows.iter().all(|row| replication.view(row.bit).is_some());
         while !known() {
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;

@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::collector::Collector;
 use super::drain::{self, Goal};
 use super::ending::{Ending, REST_AFTER_UMOUNT};
 use super::parts::Parts;
 use super::scrubs::Scrubs;
+use super::targets::LiveTargets;
 use super::{answers, unmount};
 use crate::clock;
 use crate::control::protocol::{Phase, Whereis};
 use crate::control::{
-    Daemon, Error, ErrorKind, Flush, Flushed, Path, Progress, ProgressSender, Scrub, Status, Umount, Unmounted, Wait,
+    Daemon, Error, ErrorKind, Flush, Flushed, Path, Progress, ProgressSender, Said, Scrub, Status, TargetOp, Umount,
+    Unmounted, Wait,
 };
 use crate::scrub;
 
@@ -31,6 +34,8 @@ pub struct Served {
     pub read_only: bool,
     pub ending: Arc<Ending>,
     pub scrubs: Arc<Scrubs>,
+    pub targets: Arc<LiveTargets>,
+    pub collector: Arc<Collector>,
 }
 
 #[async_trait]
@@ -99,5 +104,25 @@ impl Daemon for Served {
         }
         self.ending.ask_to_hand_over();
         Ok(())
+    }
+
+    async fn target(&self, op: TargetOp) -> Result<Said, Error> {
+        let targets = self.targets.clone();
+        // A change that has begun is finished, whether its client waits or not.
+        tokio::spawn(async move { targets.change(op).await }).await.map_err(|panic| Error::failed(panic.to_string()))?
+    }
+
+    async fn reload(&self) -> Result<Said, Error> {
+        let targets = self.targets.clone();
+        tokio::spawn(async move { targets.reload().await }).await.map_err(|panic| Error::failed(panic.to_string()))?
+    }
+
+    async fn gc(&self, dry_run: bool) -> Result<Said, Error> {
+        if self.read_only {
+            return Err(Error::new(ErrorKind::Usage, "a read-only mount changes nothing").hint("mount it for writing"));
+        }
+        let collector = self.collector.clone();
+        let work = async move { if dry_run { collector.dry_run().await } else { collector.now().await } };
+        tokio::spawn(work).await.map_err(|panic| Error::failed(panic.to_string()))?
     }
 }

@@ -1,12 +1,14 @@
 //! What a mount is started with.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::bandwidth::Bandwidth;
 use super::fuse_options::FuseOptions;
 use crate::config::{self, Config, Location, TargetConfig};
 use crate::control::{Error, ErrorKind};
 use crate::target::DynTarget;
+use crate::target::swap::SwapTarget;
 
 /// The arguments of a mount.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub struct Options {
     pub background: bool,
     pub fuse: FuseOptions,
     pub config: Config,
+    /// Where it came from, to be read again.
+    pub source: config::Source,
 }
 
 /// A configured target with its store.
@@ -29,16 +33,25 @@ pub struct Options {
 pub struct Target {
     pub config: TargetConfig,
     pub store: DynTarget,
+    /// The same, to be exchanged while it is in use.
+    pub swap: Arc<SwapTarget>,
 }
 
 impl Target {
     /// The targets of a configuration. Nothing is contacted or created.
     pub fn all(config: &Config, bandwidth: &Bandwidth) -> Result<Vec<Target>, Error> {
-        let target = |target: &TargetConfig| {
-            let store = config::build(target, bandwidth.pacer(&target.name))?;
-            Ok(Target { config: target.clone(), store })
-        };
-        config.targets.iter().map(target).collect()
+        config.targets.iter().map(|target| Target::new(target, bandwidth)).collect()
+    }
+
+    /// One configured target. Nothing is contacted or created.
+    pub fn new(config: &TargetConfig, bandwidth: &Bandwidth) -> Result<Target, Error> {
+        let swap = SwapTarget::new(Target::build(config, bandwidth)?);
+        Ok(Target { config: config.clone(), store: swap.clone(), swap })
+    }
+
+    /// Its store alone.
+    pub fn build(config: &TargetConfig, bandwidth: &Bandwidth) -> Result<DynTarget, Error> {
+        Ok(config::build(config, bandwidth.pacer(&config.name))?)
     }
 
     /// Of a directory target, for D4.

@@ -210,9 +210,17 @@ impl Checkpointer {
         self.inner.targets.lock().iter().filter(since).map(|target| target.name.clone()).collect()
     }
 
-    /// Begins a checkpoint of every target of `bits` that is in contact and has none under way, due or not.
-    pub async fn begin(&self, bits: &[TargetBit]) {
+    /// Takes a checkpoint of every target of `bits` that is in contact, due or not; returns when none of theirs is under way.
+    pub async fn take(&self, bits: &[TargetBit]) {
+        self.idle_of(bits).await;
         self.inner.take_due_of(Occasion::Asked, Some(bits)).await;
+        self.idle_of(bits).await;
+    }
+
+    async fn idle_of(&self, bits: &[TargetBit]) {
+        let idle = |busy: &HashSet<u8>| bits.iter().all(|bit| !busy.contains(&bit.index()));
+        // Never an error: `inner` keeps the channel open.
+        let _ = self.inner.busy.subscribe().wait_for(idle).await;
     }
 
     /// Takes one more target in.

@@ -205,10 +205,15 @@ impl Driver {
         let _ = self.changes.send(Change::WalkAnew(bit));
     }
 
+    /// Tries a target again at once that was out of use.
+    pub fn retry(&self, bit: TargetBit) {
+        let _ = self.events.send((bit, TargetEvent::Retry));
+    }
+
     /// Pauses a target, or lets it go on.
     pub fn pause(&self, bit: TargetBit, paused: bool) {
         // An error means that the driver has stopped: nothing is sent any more anyway.
-        let _ = self.events.send((bit, TargetEvent::Pause(paused)));
+        let _ = self.changes.send(Change::Pause(bit, paused));
     }
 
     /// Starts nothing more, records what was confirmed, gives up what is in flight, and returns when that is done.
@@ -241,6 +246,7 @@ enum Change {
     Add(DriverTarget),
     Remove(TargetBit),
     WalkAnew(TargetBit),
+    Pause(TargetBit, bool),
 }
 
 /// What a task brings back.
@@ -303,8 +309,14 @@ impl Run {
 
     fn target_event(&mut self, bit: TargetBit, event: TargetEvent) {
         let answered = matches!(event, TargetEvent::Probed(Ok(())));
+        let gone = match &event {
+            TargetEvent::Failed(_, failure) | TargetEvent::Unconfirmed(_, failure) => {
+                failure.kind == Kind::PlaceMissing
+            }
+            _ => false,
+        };
         let gate = self.peer(bit).map(|peer| peer.gate.clone());
-        if let (true, Some(gate)) = (answered, &gate) {
+        if let (true, Some(gate)) = (answered || gone, &gate) {
             // Contact again after an outage: the identity comes before the next put (T1).
             gate.recheck();
         }
@@ -353,6 +365,7 @@ impl Run {
             }
             Change::Remove(bit) => self.forget(bit),
             Change::WalkAnew(bit) => self.planner.walk_anew(bit),
+            Change::Pause(bit, paused) => self.handle(Event::Target(bit, TargetEvent::Pause(paused))),
         }
         self.handle(Event::Tick);
     }

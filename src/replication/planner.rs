@@ -84,6 +84,8 @@ pub enum TargetEvent {
     Probed(Result<(), Failure>),
     /// The operator pauses the target, or lets it go on.
     Pause(bool),
+    /// Something changed that may help: it is tried again at once.
+    Retry,
 }
 
 /// What to do, for one target.
@@ -227,6 +229,8 @@ impl TargetState {
             TargetEvent::Gate(gate) => {
                 if gate == Gate::Open && self.gate != Gate::Open {
                     self.health.reached(now);
+                    // What it has may have been listed anew.
+                    self.queue.walk_anew();
                 }
                 self.gate = gate;
             }
@@ -274,6 +278,7 @@ impl TargetState {
             }
             TargetEvent::Probed(Err(failure)) => self.health.probe_failed(now, failure, random),
             TargetEvent::Pause(paused) => self.health.set_paused(paused, now),
+            TargetEvent::Retry => self.health.reached(now),
         }
         None
     }

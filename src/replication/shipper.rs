@@ -59,6 +59,8 @@ pub struct Pace {
     pub retry: Backoff,
     /// While only an operator can help.
     pub blocked: Backoff,
+    /// Both at most, where asking costs nothing.
+    pub local: Duration,
 }
 
 impl Default for Pace {
@@ -69,6 +71,7 @@ impl Default for Pace {
             writers: Duration::from_secs(10),
             retry: Backoff { base: Duration::from_millis(500), max: Duration::from_secs(30) },
             blocked: Backoff { base: Duration::from_secs(15), max: Duration::from_secs(300) },
+            local: Duration::from_secs(1),
         }
     }
 }
@@ -411,7 +414,7 @@ impl Worker {
             return Ok(Pause::Fenced);
         }
         self.failures = self.failures.saturating_add(1);
-        Ok(Pause::Blocked(self.shared.pace.blocked.delay(self.failures, random(), None)))
+        Ok(Pause::Blocked(self.soon(self.shared.pace.blocked.delay(self.failures, random(), None))))
     }
 
     /// Writes the mode into the target's row where it is another one. A resync goes on being one.
@@ -455,7 +458,7 @@ impl Worker {
                 }
                 let pace = &self.shared.pace;
                 let backoff = if error.class == Class::Rejected { pace.blocked } else { pace.retry };
-                Pause::Retry(backoff.delay(self.failures, random(), error.retry_after))
+                Pause::Retry(self.soon(backoff.delay(self.failures, random(), error.retry_after)))
             }
             Failure::Meta(error) => {
                 self.failures = self.failures.saturating_add(1);
@@ -464,6 +467,11 @@ impl Worker {
                 Pause::Retry(self.shared.pace.blocked.delay(self.failures, random(), None))
             }
         }
+    }
+
+    /// A disk that is plugged in again shall not be waited for: looking for it costs nothing.
+    fn soon(&self, delay: Duration) -> Duration {
+        if self.target.is_local() { delay.min(self.shared.pace.local) } else { delay }
     }
 
     /// Sends what is stored and not confirmed, oldest first.

@@ -77,6 +77,7 @@ impl World {
                 writers: Duration::ZERO,
                 retry: quick,
                 blocked: quick,
+                local: Duration::from_millis(20),
             },
             holds: Arc::clone(&self.holds),
         }

@@ -123,7 +123,16 @@ impl Uploader {
         let Some(peer) = self.peer(bit) else { return Outcome::Unsendable };
         let peer = peer.as_ref();
         let meta = Arc::clone(&self.meta);
-        let sources = match blocking(move || meta.chunk_sources(chunk.id)).await {
+        let leaving =
+            move || Ok::<_, crate::meta::Error>((meta.is_leaving(bit, chunk.hash)?, meta.chunk_sources(chunk.id)?));
+        let sources = match blocking(leaving).await {
+            // T9: it may still be deleted there. It rests, and is tried again.
+            Some(Ok((true, _))) => return Outcome::Unsendable,
+            Some(Ok((false, sources))) => Some(Ok(sources)),
+            Some(Err(error)) => Some(Err(error)),
+            None => None,
+        };
+        let sources = match sources {
             Some(Ok(Some(sources))) => sources,
             Some(Ok(None)) => return Outcome::Gone,
             Some(Err(error)) => {

@@ -290,6 +290,10 @@ impl Target for DirectoryTarget {
         .await
     }
 
+    fn is_local(&self) -> bool {
+        true
+    }
+
     async fn abilities(&self) -> Result<Abilities> {
         // Synced, and compared with nothing: what a disk returns later is checked by hash.
         Ok(Abilities { create_only: true, checksum: false })

@@ -119,6 +119,11 @@ pub trait Target: Send + Sync + std::fmt::Debug {
     /// Checks cheaply that the place is still the one that was contacted (T1, T10), before a batch of confirmations.
     async fn check_place(&self) -> Result<()>;
 
+    /// True if asking costs next to nothing, and what is missing may be plugged in at any moment: a directory.
+    fn is_local(&self) -> bool {
+        false
+    }
+
     /// Tells what the store was seen to do by itself (T8). The first call may try it, beneath `tmp/`.
     async fn abilities(&self) -> Result<Abilities>;
 }

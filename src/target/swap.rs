@@ -63,6 +63,10 @@ impl Target for SwapTarget {
         self.store().check_place().await
     }
 
+    fn is_local(&self) -> bool {
+        self.store().is_local()
+    }
+
     async fn abilities(&self) -> Result<Abilities> {
         self.store().abilities().await
     }

@@ -17,6 +17,7 @@ mod interruption;
 mod outage;
 mod programs;
 mod scrub;
+mod targets;
 mod upload;
 mod users;
 mod whole_targets;
