@@ -69,6 +69,9 @@ impl Evictor {
 
     /// One round: everything that is due now.
     pub fn round(&self, stop: &AtomicBool) -> Result<()> {
+        if self.meta.latched().is_some() {
+            return Ok(());
+        }
         while self.meta.write(|tx| tx.release_given_up(BATCH))? {
             if stop.load(Ordering::Acquire) {
                 return Ok(());

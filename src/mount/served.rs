@@ -55,8 +55,11 @@ impl Daemon for Served {
     async fn umount(&self, request: Umount, progress: ProgressSender) -> Result<Unmounted, Error> {
         if !self.read_only {
             let deadline = request.timeout_seconds.map(|seconds| clock::instant() + Duration::from_secs(seconds));
-            let goal = Goal { seq: self.parts.settle()?, wait: Wait::All, deadline };
-            match drain::drain(&*self.parts, goal, Some(&progress)).await {
+            let drained = match self.parts.settle() {
+                Ok(seq) => drain::drain(&*self.parts, Goal { seq, wait: Wait::All, deadline }, Some(&progress)).await,
+                Err(error) => Err(error),
+            };
+            match drained {
                 Ok(()) => self.ending.set_rest(REST_AFTER_UMOUNT),
                 // Whoever insists does not want to wait any longer.
                 Err(_) if request.force => self.ending.set_rest(Duration::ZERO),

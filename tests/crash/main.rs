@@ -5,15 +5,18 @@
 //! Does not own: rules one by one (beside the code).
 //!
 //! The forms in `cargo test` are short. The long ones take their length from the environment (`docs/testing.md`):
-//! `TANDEMFS_KILLS`, `TANDEMFS_CUTS`; `TANDEMFS_SEED` repeats the choices of one.
+//! `TANDEMFS_KILLS`, `TANDEMFS_CUTS`, `TANDEMFS_PGBENCH_SECS`, `TANDEMFS_STARTUP`; `TANDEMFS_SEED` repeats the choices of one.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod disk_errors;
 mod kill;
 mod model;
+mod postgres;
 mod power;
 mod rig;
+mod startup;
 mod workload;
 
 /// A number from the environment.

@@ -84,6 +84,13 @@ impl Rig {
         self.try_mount(None).unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
     }
 
+    /// Mounts so that other users may use it; they need to reach it.
+    pub fn mount_shared(&self) -> Daemon {
+        let mut command = self.mount_command(&self.mnt(), &self.state);
+        command.args(["-o", "allow_other"]);
+        Daemon::start(command, &self.mnt()).unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
+    }
+
     /// The end of the daemon's log.
     pub fn log(&self) -> String {
         let log = std::fs::read_to_string(self.state.join("daemon.log")).unwrap_or_default();
@@ -241,10 +248,15 @@ impl Daemon {
 
     /// While the guard lives, the daemon is killed when it takes too long.
     pub fn watch(&self) -> Watch {
+        self.watch_for(PATIENCE)
+    }
+
+    /// The same, with a patience of its own.
+    pub fn watch_for(&self, patience: Duration) -> Watch {
         let (sender, receiver) = mpsc::channel::<()>();
         let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
         let thread = std::thread::spawn(move || {
-            if receiver.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if receiver.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Timeout) {
                 eprintln!("the mount does not answer: its daemon is killed");
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
