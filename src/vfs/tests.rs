@@ -398,7 +398,7 @@ enum Op {
     Link(u8, u8),
     Unlink(u8),
     Fsync(usize),
-    Copy { from: usize, at: u64, to: usize, to_at: u64, length: u64 },
+    Copy { from: usize, at: u64, to: usize, to_at: u64, length: u64, settle: bool },
     Rotate,
     Settle,
 }
@@ -417,8 +417,8 @@ fn ops() -> impl Strategy<Value = Op> {
         2 => (name(), name()).prop_map(|(from, to)| Op::Link(from, to)),
         2 => name().prop_map(Op::Unlink),
         1 => (0usize..4).prop_map(Op::Fsync),
-        3 => (0usize..4, offset(), 0usize..4, offset(), CHUNK..3 * CHUNK)
-            .prop_map(|(from, at, to, to_at, length)| Op::Copy { from, at, to, to_at, length }),
+        3 => (0usize..4, offset(), 0usize..4, offset(), CHUNK..3 * CHUNK, prop::bool::weighted(0.8))
+            .prop_map(|(from, at, to, to_at, length, settle)| Op::Copy { from, at, to, to_at, length, settle }),
         1 => Just(Op::Rotate),
         1 => Just(Op::Settle),
     ]
@@ -519,7 +519,11 @@ fn run(rig: &Rig, model: &mut Model, op: &Op) {
                 rig.vfs.fsync(ino).unwrap();
             }
         }
-        Op::Copy { from, at, to, to_at, length } => {
+        Op::Copy { from, at, to, to_at, length, settle } => {
+            if settle {
+                rig.vfs.files().rotate().unwrap();
+                rig.settle();
+            }
             let (Some(&from), Some(&to)) = (model.names.values().nth(from), model.open.get(to)) else { return };
             // The kernel lets no ranges of one file meet.
             if from == to && at < to_at + length && to_at < at + length {
