@@ -12,6 +12,7 @@
 pub mod clock;
 pub mod config;
 pub mod id;
+pub mod priority;
 
 pub mod chunk;
 pub mod format;

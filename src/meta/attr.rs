@@ -31,7 +31,7 @@ impl AttributeChange {
 impl Tx<'_> {
     /// Sets attributes of `ino` at `time`, which becomes its ctime. An inode without a name gets no record.
     pub fn set_attributes(&mut self, ino: InodeId, change: &AttributeChange, time: Timestamp) -> Result<Inode> {
-        let mut inode = Inode::get(self.conn(), ino)?;
+        let mut inode = self.inode(ino)?;
         if change.is_empty() {
             return Ok(inode);
         }
@@ -63,7 +63,7 @@ impl Tx<'_> {
 
     /// `chmod` of a file with an access control list changes both, in one record. False if it has none.
     fn change_mode_with_list(&mut self, inode: &mut Inode, mode: u32, ctime: Timestamp) -> Result<bool> {
-        let Some(value) = xattr::find(self.conn(), inode.ino, acl::ACCESS)? else { return Ok(false) };
+        let Some(value) = self.find_xattr(inode.ino, acl::ACCESS)? else { return Ok(false) };
         let Some(list) = Acl::decode(&value)? else { return Ok(false) };
         let value = list.with_permissions(mode).encode();
         xattr::store(self, inode.ino, acl::ACCESS, &value)?;

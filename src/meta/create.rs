@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::acl::{self, Acl};
 use super::inode::Inode;
-use super::namespace::{Place, directory, find_entry};
+use super::namespace::{Place, find_entry};
 use super::slot::SlotRequest;
 use super::{Result, Tx, xattr};
 use crate::clock::Timestamp;
@@ -53,7 +53,7 @@ impl Tx<'_> {
             mode |= libc::S_ISGID;
         }
         let mut xattrs: Vec<Xattr> = Vec::new();
-        match xattr::find(self.conn(), parent.ino, acl::DEFAULT)? {
+        match self.find_xattr(parent.ino, acl::DEFAULT)? {
             None => mode &= !(new.umask & 0o777),
             Some(default) => {
                 if let Some(list) = Acl::decode(&default)? {
@@ -118,7 +118,7 @@ impl Tx<'_> {
         time: Timestamp,
     ) -> Result<Inode> {
         let mut parent = self.parent_of_new(place)?;
-        let before = Inode::get(self.conn(), ino)?;
+        let before = self.inode(ino)?;
         match before {
             inode if inode.is_dir() => return Err(Errno::PERM.into()),
             // Its last name is gone: linkat(2) of /proc/self/fd would bring back what the journal has already buried.
@@ -144,12 +144,12 @@ impl Tx<'_> {
     pub(super) fn reserve_before_naming(&mut self, inode: Inode, slot: Option<&SlotRequest>) -> Result<Inode> {
         let Some(slot) = slot else { return Ok(inode) };
         self.reserve_slot(slot)?;
-        Inode::get(self.conn(), inode.ino)
+        self.inode(inode.ino)
     }
 
     /// The directory of a new name: alive, and without that name.
     fn parent_of_new(&self, place: Place<'_>) -> Result<Inode> {
-        let parent = directory(self.conn(), place.parent)?;
+        let parent = self.directory(place.parent)?;
         match find_entry(self.conn(), place)? {
             None => Ok(parent),
             Some(_) => Err(Errno::EXIST.into()),

@@ -455,7 +455,9 @@ impl Import {
             if inode.parent != InodeId(0) {
                 refuse!("directory {ino} has two names, or is the root");
             }
-            tx.conn().prepare_cached("UPDATE inode SET nlink = nlink + 1 WHERE ino = ?1")?.execute([parent])?;
+            let mut directory = tx.inode(parent)?;
+            directory.nlink = directory.nlink.saturating_add(1);
+            directory.update(tx)?;
             // It may be its own parent: then it is found not to hang on the root.
             inode = known(tx, ino)?;
         } else {
@@ -493,6 +495,7 @@ impl Import {
         tx.conn()
             .prepare_cached("INSERT INTO xattr (ino, name, value) VALUES (?1, ?2, ?3)")?
             .execute(params![ino, key.1, value])?;
+        tx.changes().xattrs_changed(ino);
         self.last_xattr = key;
         Ok(())
     }
@@ -564,7 +567,7 @@ impl Import {
     /// The checks that need all rows, and the counters.
     fn finish(&mut self, tx: &mut Tx<'_>) -> Result<()> {
         let count = |sql: &str| -> Result<i64> { Ok(tx.conn().query_row(sql, [], |row| row.get(0))?) };
-        if Inode::find(tx.conn(), InodeId::ROOT)?.is_none() {
+        if tx.find_inode(InodeId::ROOT)?.is_none() {
             refuse!("has no root");
         }
         let nameless = count("SELECT count(*) FROM inode WHERE parent = 0")?;
@@ -594,7 +597,7 @@ impl Import {
 }
 
 fn known(tx: &Tx<'_>, ino: InodeId) -> Result<Inode> {
-    match Inode::find(tx.conn(), ino)? {
+    match tx.find_inode(ino)? {
         Some(inode) => Ok(inode),
         None => refuse!("refers to inode {ino}, which is missing"),
     }

@@ -5,6 +5,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::cache::Known;
 use super::{Error, Result, Tx};
 use crate::clock::Timestamp;
 use crate::id::{Generation, InodeId, ManifestId, Seq};
@@ -97,6 +98,7 @@ impl Inode {
             )
         });
         self.store(tx, &SQL)?;
+        tx.changes().inserted(self);
         tx.note_usage(1, self.size as i64);
         Ok(())
     }
@@ -107,6 +109,7 @@ impl Inode {
             .conn()
             .prepare_cached("DELETE FROM inode WHERE ino = ?1 RETURNING size")?
             .query_row([self.ino], |row| row.get(0))?;
+        tx.changes().removed(self.ino);
         tx.note_usage(-1, -size);
         Ok(())
     }
@@ -114,10 +117,10 @@ impl Inode {
     /// Writes all columns of the row back.
     pub(crate) fn update(&self, tx: &Tx<'_>) -> Result<()> {
         if self.is_file() {
-            let mut size = tx.conn().prepare_cached("SELECT size FROM inode WHERE ino = ?1")?;
-            let had: i64 = size.query_row([self.ino], |row| row.get(0))?;
-            tx.note_usage(0, self.size as i64 - had);
+            let had = tx.inode(self.ino)?.size;
+            tx.note_usage(0, self.size as i64 - had as i64);
         }
+        tx.changes().updated(self);
         self.store(
             tx,
             "UPDATE inode SET mode=?2, uid=?3, gid=?4, rdev=?5, nlink=?6, size=?7, generation=?8, atime=?9, atime_ns=?10, \
@@ -160,6 +163,12 @@ pub(crate) fn timestamp(row: &Row<'_>, column: usize) -> rusqlite::Result<Timest
 impl super::Meta {
     /// The row of `ino`; that there is none is `ENOENT`.
     pub fn inode(&self, ino: InodeId) -> Result<Inode> {
-        self.read(|conn| Inode::get(conn, ino))
+        if let Some(known) = self.cache.find(ino) {
+            return Ok(known.inode);
+        }
+        let moment = self.cache.moment();
+        let inode = self.read(|conn| Inode::get(conn, ino))?;
+        self.cache.bring(moment, [Known { inode, xattrs: None }]);
+        Ok(inode)
     }
 }

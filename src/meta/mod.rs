@@ -16,6 +16,7 @@
 
 pub mod acl;
 pub mod attr;
+mod cache;
 pub mod checkpoint;
 pub mod commit;
 pub mod copies;

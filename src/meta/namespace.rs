@@ -6,6 +6,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 use rustix::io::Errno;
 
+use super::cache::Known;
 use super::inode::Inode;
 use super::{Error, Meta, Result, Tx};
 use crate::clock::Timestamp;
@@ -63,18 +64,12 @@ pub(super) fn entry(conn: &Connection, place: Place<'_>) -> Result<InodeId> {
 }
 
 /// The row of the inode that a name refers to; a name without an inode is damage, not `ENOENT`.
-pub(super) fn named_inode(conn: &Connection, ino: InodeId) -> Result<Inode> {
-    Inode::find(conn, ino)?.ok_or_else(|| Error::Damaged(format!("a name refers to inode {ino}, which has no row")))
+fn named_inode(conn: &Connection, ino: InodeId) -> Result<Inode> {
+    Inode::find(conn, ino)?.ok_or_else(|| nameless(ino))
 }
 
-/// The row of a directory that still has a name (or is the root): only there may names come and go.
-pub(super) fn directory(conn: &Connection, ino: InodeId) -> Result<Inode> {
-    let inode = Inode::get(conn, ino)?;
-    match inode {
-        inode if !inode.is_dir() => Err(Errno::NOTDIR.into()),
-        inode if inode.nlink == 0 => Err(Errno::NOENT.into()),
-        inode => Ok(inode),
-    }
+fn nameless(ino: InodeId) -> Error {
+    Error::Damaged(format!("a name refers to inode {ino}, which has no row"))
 }
 
 /// True if `directory` holds no name.
@@ -113,6 +108,20 @@ impl Inode {
 }
 
 impl Tx<'_> {
+    /// The row of a directory that still has a name (or is the root): only there may names come and go.
+    pub(super) fn directory(&self, ino: InodeId) -> Result<Inode> {
+        match self.inode(ino)? {
+            inode if !inode.is_dir() => Err(Errno::NOTDIR.into()),
+            inode if inode.nlink == 0 => Err(Errno::NOENT.into()),
+            inode => Ok(inode),
+        }
+    }
+
+    /// The row of the inode that a name refers to; a name without an inode is damage, not `ENOENT`.
+    pub(super) fn named_inode(&self, ino: InodeId) -> Result<Inode> {
+        self.find_inode(ino)?.ok_or_else(|| nameless(ino))
+    }
+
     pub(super) fn insert_entry(&mut self, place: Place<'_>, ino: InodeId) -> Result<()> {
         let cookie = self.next_cookie();
         self.conn()
@@ -166,16 +175,17 @@ impl Tx<'_> {
 impl Meta {
     /// The inode that `parent` has under this name; `ENOENT` if it has none.
     pub fn lookup(&self, place: Place<'_>) -> Result<Inode> {
-        self.read(|conn| {
-            if let Some(ino) = find_entry(conn, place)? {
-                return named_inode(conn, ino);
-            }
-            // Only now, because it is rare: was it a directory at all?
-            match Inode::get(conn, place.parent)? {
-                parent if parent.is_dir() => Err(Errno::NOENT.into()),
-                _ => Err(Errno::NOTDIR.into()),
-            }
-        })
+        let moment = self.cache.moment();
+        let found = self.read(|conn| find_entry(conn, place)?.map(|ino| named_inode(conn, ino)).transpose())?;
+        if let Some(inode) = found {
+            self.cache.bring(moment, [Known { inode, xattrs: None }]);
+            return Ok(inode);
+        }
+        // Was it a directory at all?
+        match self.inode(place.parent)? {
+            parent if parent.is_dir() => Err(Errno::NOENT.into()),
+            _ => Err(Errno::NOTDIR.into()),
+        }
     }
 
     /// The inode at `path`, which is relative to the root, with or without a leading slash. Symbolic links are not

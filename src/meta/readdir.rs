@@ -8,6 +8,7 @@
 
 use rusqlite::params;
 
+use super::cache::Known;
 use super::inode::Inode;
 use super::{Meta, Result};
 use crate::id::InodeId;
@@ -28,17 +29,23 @@ impl Meta {
         static SQL: LazyLock<String> = LazyLock::new(|| {
             let columns: Vec<String> = Inode::COLUMNS.split(", ").map(|column| format!("i.{column}")).collect();
             format!(
-                "SELECT {}, d.name, d.cookie FROM dirent d JOIN inode i ON i.ino = d.ino \
+                "SELECT {}, d.name, d.cookie, EXISTS (SELECT 1 FROM xattr x WHERE x.ino = i.ino) FROM dirent d JOIN inode i ON i.ino = d.ino \
                  WHERE d.parent = ?1 AND d.cookie > ?2 ORDER BY d.cookie LIMIT ?3",
                 columns.join(", ")
             )
         });
-        self.read(|conn| {
+        let moment = self.cache.moment();
+        let (entries, known): (Vec<Entry>, Vec<Known>) = self.read(|conn| {
             let mut select = conn.prepare_cached(&SQL)?;
-            let entries = select.query_map(params![directory, cookie, limit as i64], |row| {
-                Ok(Entry { inode: Inode::from_row(row)?, name: row.get(18)?, cookie: row.get(19)? })
+            let rows = select.query_map(params![directory, cookie, limit as i64], |row| {
+                let inode = Inode::from_row(row)?;
+                let entry = Entry { inode, name: row.get(18)?, cookie: row.get(19)? };
+                Ok((entry, Known { inode, xattrs: Some(row.get(20)?) }))
             })?;
-            Ok(entries.collect::<rusqlite::Result<_>>()?)
-        })
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        // Whoever lists a directory asks for its files next.
+        self.cache.bring(moment, known);
+        Ok(entries)
     }
 }

@@ -6,7 +6,7 @@
 use rustix::io::Errno;
 
 use super::inode::Inode;
-use super::namespace::{Place, directory, entry, is_empty, named_inode};
+use super::namespace::{Place, entry, is_empty};
 use super::{Meta, Result, Tx};
 use crate::clock::Timestamp;
 use crate::format::record::Change;
@@ -15,8 +15,8 @@ use crate::id::{InodeId, Seq};
 impl Tx<'_> {
     /// Removes a name of a non-directory. Returns the inode as it is now: with `nlink` 0 it is an orphan.
     pub fn unlink(&mut self, place: Place<'_>, time: Timestamp) -> Result<Inode> {
-        let mut parent = directory(self.conn(), place.parent)?;
-        let mut inode = named_inode(self.conn(), entry(self.conn(), place)?)?;
+        let mut parent = self.directory(place.parent)?;
+        let mut inode = self.named_inode(entry(self.conn(), place)?)?;
         if inode.is_dir() {
             return Err(Errno::ISDIR.into());
         }
@@ -31,8 +31,8 @@ impl Tx<'_> {
 
     /// Removes an empty directory. Returns the inode, an orphan now.
     pub fn rmdir(&mut self, place: Place<'_>, time: Timestamp) -> Result<Inode> {
-        let mut parent = directory(self.conn(), place.parent)?;
-        let mut inode = named_inode(self.conn(), entry(self.conn(), place)?)?;
+        let mut parent = self.directory(place.parent)?;
+        let mut inode = self.named_inode(entry(self.conn(), place)?)?;
         if !inode.is_dir() {
             return Err(Errno::NOTDIR.into());
         }
@@ -66,7 +66,7 @@ impl Tx<'_> {
     pub fn remove_orphans(&mut self, inodes: &[InodeId]) -> Result<usize> {
         let mut removed = 0;
         for &ino in inodes {
-            let Some(inode) = Inode::find(self.conn(), ino)?.filter(|inode| inode.nlink == 0) else { continue };
+            let Some(inode) = self.find_inode(ino)?.filter(|inode| inode.nlink == 0) else { continue };
             if let Some(manifest) = inode.manifest {
                 self.conn().prepare_cached("INSERT INTO orphan (manifest) VALUES (?1)")?.execute([manifest])?;
             }

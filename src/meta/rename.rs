@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::create::LINK_MAX;
 use super::inode::Inode;
-use super::namespace::{Place, directory, entry, find_entry, is_empty, is_within, named_inode};
+use super::namespace::{Place, entry, find_entry, is_empty, is_within};
 use super::slot::SlotRequest;
 use super::{Error, Result, Tx};
 use crate::clock::Timestamp;
@@ -34,8 +34,8 @@ struct Parents {
 
 impl Parents {
     fn load(tx: &Tx<'_>, from: InodeId, to: InodeId) -> Result<Parents> {
-        let from_parent = directory(tx.conn(), from)?;
-        let to = if to == from { None } else { Some(directory(tx.conn(), to)?) };
+        let from_parent = tx.directory(from)?;
+        let to = if to == from { None } else { Some(tx.directory(to)?) };
         Ok(Parents { from: from_parent, to })
     }
 
@@ -66,7 +66,7 @@ impl Tx<'_> {
     pub fn rename(&mut self, request: &Move<'_>, slot: Option<&SlotRequest>) -> Result<Option<Inode>> {
         let Move { from, to, no_replace, time } = *request;
         let mut parents = Parents::load(self, from.parent, to.parent)?;
-        let moved = named_inode(self.conn(), entry(self.conn(), from)?)?;
+        let moved = self.named_inode(entry(self.conn(), from)?)?;
         let mut replaced = match find_entry(self.conn(), to)? {
             Some(_) if no_replace => return Err(Errno::EXIST.into()),
             // Two names of one inode: rename(2) does nothing then, but the claimed slot is counted as reserved.
@@ -74,7 +74,7 @@ impl Tx<'_> {
                 self.reserve_before_naming(moved, slot)?;
                 return Ok(None);
             }
-            Some(ino) => Some(named_inode(self.conn(), ino)?),
+            Some(ino) => Some(self.named_inode(ino)?),
             None => None,
         };
         if moved.is_dir() && is_within(self.conn(), to.parent, moved.ino)? {
@@ -119,8 +119,8 @@ impl Tx<'_> {
     /// Lets two names change places. `slots`: of those of the two inodes that are dirty (O1).
     pub fn exchange(&mut self, a: Place<'_>, b: Place<'_>, slots: &[SlotRequest], time: Timestamp) -> Result<()> {
         let mut parents = Parents::load(self, a.parent, b.parent)?;
-        let at_a = named_inode(self.conn(), entry(self.conn(), a)?)?;
-        let at_b = named_inode(self.conn(), entry(self.conn(), b)?)?;
+        let at_a = self.named_inode(entry(self.conn(), a)?)?;
+        let at_b = self.named_inode(entry(self.conn(), b)?)?;
         if at_a.ino == at_b.ino {
             for slot in slots {
                 self.reserve_slot(slot)?;
@@ -135,8 +135,8 @@ impl Tx<'_> {
         for slot in slots {
             self.reserve_slot(slot)?;
         }
-        let mut at_a = Inode::get(self.conn(), at_a.ino)?;
-        let mut at_b = Inode::get(self.conn(), at_b.ino)?;
+        let mut at_a = self.inode(at_a.ino)?;
+        let mut at_b = self.inode(at_b.ino)?;
         let seq = self.append(&Change::Exchange { a: (a.dentry(), at_a.ino), b: (b.dentry(), at_b.ino), time })?;
         // The names stay where they are in the order of readdir; only what they refer to changes.
         self.point_entry(a, at_b.ino)?;

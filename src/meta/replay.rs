@@ -137,6 +137,7 @@ impl Tx<'_> {
                     .conn()
                     .prepare_cached("DELETE FROM xattr WHERE ino = ?1 AND name = ?2")?
                     .execute(params![ino, name])?;
+                self.changes().xattrs_changed(*ino);
                 if removed != 1 {
                     contradiction!(at, "an extended attribute that it does not have is removed");
                 }
@@ -211,7 +212,7 @@ impl Tx<'_> {
         if born.mode & !(libc::S_IFMT | 0o7777) != 0 || ino.0 == 0 {
             contradiction!(at, "mode {:o} or the inode's number is not possible", born.mode);
         }
-        if Inode::find(self.conn(), ino)?.is_some() {
+        if self.find_inode(ino)?.is_some() {
             contradiction!(at, "it is born a second time");
         }
         let is_dir = born.mode & libc::S_IFMT == libc::S_IFDIR;
@@ -374,7 +375,7 @@ impl Tx<'_> {
 
     fn replay_void(&mut self, at: At, ino: InodeId, generation: Generation, why: VoidReason) -> Result<()> {
         // The inode of a slot that brought nothing may be gone.
-        let Some(mut inode) = Inode::find(self.conn(), ino)? else {
+        let Some(mut inode) = self.find_inode(ino)? else {
             match why {
                 VoidReason::Unlinked | VoidReason::Moved => return Ok(()),
                 VoidReason::Lost { .. } => contradiction!(at, "a slot was lost of an inode that does not exist"),
@@ -456,7 +457,7 @@ impl Tx<'_> {
 
     /// The row of an inode that a record says is there.
     fn replay_known(&self, at: At, ino: InodeId) -> Result<Inode> {
-        Inode::find(self.conn(), ino)?.ok_or_else(|| at.error(format!("inode {ino} does not exist")))
+        self.find_inode(ino)?.ok_or_else(|| at.error(format!("inode {ino} does not exist")))
     }
 
     fn replay_enter(&mut self, at: At, parent: InodeId, name: &[u8], ino: InodeId) -> Result<()> {
@@ -542,6 +543,7 @@ impl Tx<'_> {
         self.conn()
             .prepare_cached("INSERT OR REPLACE INTO xattr (ino, name, value) VALUES (?1, ?2, ?3)")?
             .execute(params![ino, name, value])?;
+        self.changes().xattrs_changed(ino);
         Ok(())
     }
 

@@ -29,21 +29,38 @@ pub struct SessionRow {
 
 impl Tx<'_> {
     /// Writes the row of a session that takes its first slot, with the size and times that a void `lost` would put back.
-    pub(crate) fn store_session(&mut self, request: &SlotRequest, inode: &Inode) -> Result<()> {
+    pub(super) fn store_session(&mut self, request: &SlotRequest, slot: Seq, inode: &Inode) -> Result<()> {
         self.conn()
-            .prepare_cached("INSERT INTO session VALUES (?1, ?2, ?3, ?4, ?5, NULL, ?6, ?7, ?8, ?9, ?10, ?11)")?
+            .prepare_cached("INSERT INTO session VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)")?
+            .execute(params![
+            request.session,
+            request.ino,
+            request.base,
+            request.whole,
+            request.base_limit as i64,
+            slot,
+            request.synced_size.map(|size| size as i64),
+            inode.size as i64,
+            inode.mtime.secs(),
+            inode.mtime.nanos(),
+            inode.ctime.secs(),
+            inode.ctime.nanos()
+        ])?;
+        Ok(())
+    }
+
+    /// Brings the row of a session that held a slot already up to date.
+    pub(super) fn update_session(&mut self, request: &SlotRequest, slot: Seq) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "UPDATE session SET slot = ?2, whole = ?3, base_limit = ?4, synced_size = ?5 WHERE id = ?1",
+            )?
             .execute(params![
                 request.session,
-                request.ino,
-                request.base,
+                slot,
                 request.whole,
                 request.base_limit as i64,
-                request.synced_size.map(|size| size as i64),
-                inode.size as i64,
-                inode.mtime.secs(),
-                inode.mtime.nanos(),
-                inode.ctime.secs(),
-                inode.ctime.nanos()
+                request.synced_size.map(|size| size as i64)
             ])?;
         Ok(())
     }

@@ -64,32 +64,22 @@ impl Tx<'_> {
     /// Takes, renews or moves the slot of a dirty session, and writes size and times into the inode's row.
     /// An inode without a name takes none: `None`.
     pub fn reserve_slot(&mut self, request: &SlotRequest) -> Result<Option<Seq>> {
-        let Some(mut inode) = Inode::find(self.conn(), request.ino)? else { return Ok(None) };
+        let Some(mut inode) = self.find_inode(request.ino)? else { return Ok(None) };
         if inode.nlink == 0 {
             return Ok(None);
         }
         let held = self.slot_of(request.session)?;
+        let committed = inode;
         let seq = match held {
             Some(held) if inode.last_seq <= held.seq && held.seq > self.exported() => self.renew(&held, request)?,
-            Some(held) => self.take(request, &mut inode, Some(&held))?,
-            None => {
-                self.store_session(request, &inode)?;
-                self.take(request, &mut inode, None)?
-            }
+            held => self.take(request, &mut inode, held.as_ref())?,
         };
         let first = held.map_or(seq, |held| held.first_seq);
         self.extend_unit(first, self.head().max(seq))?;
-        self.conn()
-            .prepare_cached(
-                "UPDATE session SET slot = ?2, whole = ?3, base_limit = ?4, synced_size = ?5 WHERE id = ?1",
-            )?
-            .execute(params![
-                request.session,
-                seq,
-                request.whole,
-                request.base_limit as i64,
-                request.synced_size.map(|size| size as i64)
-            ])?;
+        match held {
+            Some(_) => self.update_session(request, seq)?,
+            None => self.store_session(request, seq, &committed)?,
+        }
         inode.size = request.size;
         inode.mtime = request.mtime;
         inode.ctime = request.ctime;
@@ -140,7 +130,7 @@ impl Tx<'_> {
             .execute(params![session, slot.ino])?;
         self.end_slot(&slot, &Change::Void { ino: slot.ino, generation: slot.generation, why })?;
         if self.slots_of(slot.ino)?.iter().all(|other| other.seq < slot.seq) {
-            let mut inode = Inode::get(self.conn(), slot.ino)?;
+            let mut inode = self.inode(slot.ino)?;
             inode.size = committed.0;
             // Times that are not the slot's were set by a record after it; in replay that one has the last word, too.
             inode.mtime = if inode.mtime == slot.mtime { committed.1 } else { inode.mtime };

@@ -6,16 +6,18 @@
 //! S8: the database and `-shm` files are never opened here (closing any descriptor of theirs would drop the process's
 //! POSIX locks on them); only `-wal` is, once, and held for life.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, params};
 use tokio::sync::watch;
 
+use super::cache::{Cache, Changes, Noted};
+use super::inode::Inode;
 use super::{Error, Result, migrate};
 use crate::clock::Timestamp;
 use crate::id::{Epoch, FilesystemId, InodeId, ManifestId, Seq, WriterId};
@@ -82,29 +84,40 @@ struct Writer {
 }
 
 impl Writer {
-    fn transact<T>(&mut self, body: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, Counters, Told)> {
-        let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut tx = Tx { tx, counters: self.counters, usage: Cell::new(self.counters.usage), told: Told::default() };
+    fn transact<T>(
+        &mut self,
+        cache: &Cache,
+        body: impl FnOnce(&mut Tx<'_>) -> Result<T>,
+    ) -> Result<(T, Counters, Told, Changes)> {
+        let mut tx = Tx {
+            tx: Transaction::begin(&self.conn, "BEGIN IMMEDIATE")?,
+            counters: self.counters,
+            usage: Cell::new(self.counters.usage),
+            told: Told::default(),
+            cache,
+            changes: RefCell::default(),
+        };
         let value = body(&mut tx)?;
-        let Tx { tx, counters, usage, told } = tx;
+        let Tx { tx, counters, usage, told, changes, .. } = tx;
         let after = Counters { usage: usage.get(), ..counters };
         if after != self.counters {
-            tx.prepare_cached(
-                "UPDATE counter SET seq = ?1, next_inode = ?2, next_manifest = ?3, next_cookie = ?4, inodes = ?5, \
+            tx.conn
+                .prepare_cached(
+                    "UPDATE counter SET seq = ?1, next_inode = ?2, next_manifest = ?3, next_cookie = ?4, inodes = ?5, \
                  bytes = ?6, exported_seq = ?7",
-            )?
-            .execute(params![
-                after.seq,
-                after.next_inode,
-                after.next_manifest,
-                after.next_cookie as i64,
-                after.usage.inodes as i64,
-                after.usage.bytes as i64,
-                after.exported
-            ])?;
+                )?
+                .execute(params![
+                    after.seq,
+                    after.next_inode,
+                    after.next_manifest,
+                    after.next_cookie as i64,
+                    after.usage.inodes as i64,
+                    after.usage.bytes as i64,
+                    after.exported
+                ])?;
         }
         tx.commit()?;
-        Ok((value, after, told))
+        Ok((value, after, told, changes.into_inner()))
     }
 }
 
@@ -120,6 +133,7 @@ pub struct Meta {
     chunks: watch::Sender<u64>,
     placements: watch::Sender<u64>,
     full: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    pub(super) cache: Cache,
 }
 
 /// Group sync of the write-ahead log: all waiters of a moment share one `fdatasync`.
@@ -149,6 +163,40 @@ pub struct Tx<'a> {
     /// Apart from the other counters, because rows are written through a shared reference.
     usage: Cell<Usage>,
     told: Told,
+    cache: &'a Cache,
+    changes: RefCell<Changes>,
+}
+
+/// An open transaction of a connection; rolled back unless it is committed. Its statements are prepared once, unlike those
+/// of the crate's own type.
+struct Transaction<'a> {
+    conn: &'a Connection,
+    open: bool,
+}
+
+impl<'a> Transaction<'a> {
+    fn begin(conn: &'a Connection, how: &str) -> Result<Transaction<'a>> {
+        conn.prepare_cached(how)?.execute([])?;
+        Ok(Transaction { conn, open: true })
+    }
+
+    fn commit(mut self) -> Result<()> {
+        self.conn.prepare_cached("COMMIT")?.execute([])?;
+        self.open = false;
+        Ok(())
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        // After some errors SQLite has rolled back by itself.
+        if self.open
+            && !self.conn.is_autocommit()
+            && let Err(error) = self.conn.execute_batch("ROLLBACK")
+        {
+            tracing::error!(%error, "a transaction of the metadata store could not be rolled back");
+        }
+    }
 }
 
 /// What a transaction tells others of once it is committed.
@@ -217,6 +265,7 @@ impl Meta {
             chunks: watch::Sender::new(0),
             placements: watch::Sender::new(0),
             full: OnceLock::new(),
+            cache: Cache::default(),
             writer: Mutex::new(Writer { conn, counters }),
             readers: Mutex::new(Vec::new()),
             wal: Wal {
@@ -237,7 +286,7 @@ impl Meta {
             return Err(Error::Latched);
         }
         let mut writer = self.writer.lock();
-        let (value, after, told) = match writer.transact(body) {
+        let (value, after, told, changes) = match writer.transact(&self.cache, body) {
             Ok(done) => done,
             Err(error) => {
                 drop(writer);
@@ -250,6 +299,7 @@ impl Meta {
         let grown = after.seq != writer.counters.seq;
         writer.counters = after;
         *self.usage.lock() = after.usage;
+        self.cache.committed(changes);
         self.wal.commits.fetch_add(1, Ordering::Release);
         drop(writer);
         if grown {
@@ -277,9 +327,9 @@ impl Meta {
             Some(conn) => conn,
             None => reader(&self.path)?,
         };
-        let tx = conn.unchecked_transaction()?;
-        let value = body(&tx);
-        drop(tx);
+        let tx = Transaction::begin(&conn, "BEGIN")?;
+        let value = body(&conn);
+        tx.commit()?;
         let mut readers = self.readers.lock();
         if readers.len() < READERS_IDLE_MAX {
             readers.push(conn);
@@ -445,7 +495,40 @@ impl Meta {
 impl<'a> Tx<'a> {
     /// The connection, for the domain transactions of this module.
     pub(crate) fn conn(&self) -> &Connection {
-        &self.tx
+        self.tx.conn
+    }
+
+    /// The row of `ino` as this transaction has left it, or `None`.
+    pub(crate) fn find_inode(&self, ino: InodeId) -> Result<Option<Inode>> {
+        let noted = self.changes.borrow().row(ino);
+        let kept = match noted {
+            Noted::Is(row) => Some(row),
+            // Nobody else writes: what is kept is as the last commit left it.
+            Noted::AsBefore => self.cache.find(ino).map(|known| Some(known.inode)),
+            Noted::Unknown => None,
+        };
+        match kept {
+            Some(row) => {
+                debug_assert_eq!(row, Inode::find(self.conn(), ino)?, "a kept row is the one in the table");
+                Ok(row)
+            }
+            None => Inode::find(self.conn(), ino),
+        }
+    }
+
+    /// The row of `ino` as this transaction has left it; that there is none is `ENOENT`.
+    pub(crate) fn inode(&self, ino: InodeId) -> Result<Inode> {
+        self.find_inode(ino)?.ok_or(Error::Refused(rustix::io::Errno::NOENT))
+    }
+
+    /// True if `ino` had no extended attributes when this transaction began. False also if nobody knows.
+    pub(super) fn has_no_xattrs(&self, ino: InodeId) -> bool {
+        self.cache.find(ino).is_some_and(|known| known.xattrs == Some(false))
+    }
+
+    /// Notes what this transaction changes about inodes (`Inode` and `xattr` do so themselves).
+    pub(super) fn changes(&self) -> std::cell::RefMut<'_, Changes> {
+        self.changes.borrow_mut()
     }
 
     /// The newest place taken, by this transaction too.

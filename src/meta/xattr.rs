@@ -8,6 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use rustix::io::Errno;
 
 use super::acl::{self, Acl};
+use super::cache::Known;
 use super::inode::Inode;
 use super::{Meta, Result, Tx};
 use crate::clock::Timestamp;
@@ -52,7 +53,7 @@ pub struct SetXattr<'a> {
 }
 
 /// The value of an attribute, or `None`.
-pub(super) fn find(conn: &Connection, ino: InodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
+fn find(conn: &Connection, ino: InodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
     Ok(conn
         .prepare_cached("SELECT value FROM xattr WHERE ino = ?1 AND name = ?2")?
         .query_row(params![ino, name], |row| row.get(0))
@@ -66,11 +67,13 @@ pub(super) fn store(tx: &Tx<'_>, ino: InodeId, name: &[u8], value: &[u8]) -> Res
             "INSERT INTO xattr (ino, name, value) VALUES (?1, ?2, ?3) ON CONFLICT (ino, name) DO UPDATE SET value = ?3",
         )?
         .execute(params![ino, name, value])?;
+    tx.changes().xattrs_changed(ino);
     Ok(())
 }
 
 fn delete(tx: &Tx<'_>, ino: InodeId, name: &[u8]) -> Result<()> {
     tx.conn().prepare_cached("DELETE FROM xattr WHERE ino = ?1 AND name = ?2")?.execute(params![ino, name])?;
+    tx.changes().xattrs_changed(ino);
     Ok(())
 }
 
@@ -131,7 +134,7 @@ impl Tx<'_> {
             check_policy(value)?;
         }
         let mut inode = Inode::get(self.conn(), ino)?;
-        let had = find(self.conn(), ino, name)?;
+        let had = self.find_xattr(ino, name)?;
         match (mode, &had) {
             (SetMode::Create, Some(_)) => return Err(Errno::EXIST.into()),
             (SetMode::Replace, None) => return Err(Errno::NODATA.into()),
@@ -186,7 +189,7 @@ impl Tx<'_> {
     pub fn remove_xattr(&mut self, ino: InodeId, name: &[u8], time: Timestamp) -> Result<Inode> {
         check_name(name)?;
         let mut inode = Inode::get(self.conn(), ino)?;
-        if find(self.conn(), ino, name)?.is_none() {
+        if self.find_xattr(ino, name)?.is_none() {
             let is_list = name == acl::ACCESS || name == acl::DEFAULT;
             return if is_list { Ok(inode) } else { Err(Errno::NODATA.into()) };
         }
@@ -205,6 +208,14 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// The value of an attribute as this transaction has left it, or `None`.
+    pub(super) fn find_xattr(&self, ino: InodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        if !self.changes().has_xattrs_of(ino) && self.has_no_xattrs(ino) {
+            return Ok(None);
+        }
+        find(self.conn(), ino, name)
+    }
+
     fn listed_bytes(&self, ino: InodeId) -> Result<usize> {
         let bytes: i64 = self
             .conn()
@@ -217,11 +228,26 @@ impl Tx<'_> {
 impl Meta {
     /// The value of a stored attribute: `ENODATA` if it is not there.
     pub fn xattr(&self, ino: InodeId, name: &[u8]) -> Result<Vec<u8>> {
-        self.read(|conn| find(conn, ino, name)?.ok_or(Errno::NODATA.into()))
+        // `ls -l` asks for two of each file that it lists, and most files have none.
+        let (known, moment) = self.cache.look(ino);
+        if let Some(Known { xattrs: Some(false), .. }) = known {
+            return Err(Errno::NODATA.into());
+        }
+        let (value, any) = self.read(|conn| {
+            let value = find(conn, ino, name)?;
+            let mut any = conn.prepare_cached("SELECT 1 FROM xattr WHERE ino = ?1")?;
+            let any = value.is_some() || any.exists([ino])?;
+            Ok((value, any))
+        })?;
+        self.cache.bring(moment, known.map(|known| Known { xattrs: Some(any), ..known }));
+        value.ok_or(Errno::NODATA.into())
     }
 
     /// The names of all stored attributes, ascending.
     pub fn xattr_names(&self, ino: InodeId) -> Result<Vec<Vec<u8>>> {
+        if let Some(Known { xattrs: Some(false), .. }) = self.cache.find(ino) {
+            return Ok(Vec::new());
+        }
         self.read(|conn| {
             let mut select = conn.prepare_cached("SELECT name FROM xattr WHERE ino = ?1 ORDER BY name")?;
             let names = select.query_map([ino], |row| row.get(0))?;

@@ -50,6 +50,7 @@ use crate::fuse;
 use crate::id::Epoch;
 use crate::meta::Meta;
 use crate::meta::target::{Configured, TargetRow};
+use crate::priority;
 use crate::read::{Fetcher, Reader, Source};
 use crate::recovery::{self, strays};
 use crate::replication::checkpoint::Thresholds;
@@ -106,6 +107,7 @@ struct Daemon {
     /// The type that the kernel's table shows for the mount.
     kind: String,
     runtime: Runtime,
+    uploads: Runtime,
     state_dir: StateDir,
 }
 
@@ -151,13 +153,15 @@ impl Daemon {
         };
         let rows = register(&meta, &targets)?;
 
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(4)
-            .max_blocking_threads(32)
-            .thread_name("io")
-            .enable_all()
-            .build()
-            .map_err(|e| Error::failed(format!("start threads: {e}")))?;
+        let threads = |name| {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(4).max_blocking_threads(32).thread_name(name).enable_all();
+            builder
+        };
+        let no_threads = |e: std::io::Error| Error::failed(format!("start threads: {e}"));
+        let runtime = threads("io").build().map_err(no_threads)?;
+        // What programs wait for and what brings targets up to date share no threads: the latter stand back.
+        let uploads = threads("upload").on_thread_start(priority::stand_back).build().map_err(no_threads)?;
         let asked: Vec<Asked> = rows
             .iter()
             .zip(&targets)
@@ -224,7 +228,7 @@ impl Daemon {
         let replication = if read_only {
             Replication::none()
         } else {
-            let _runtime = runtime.enter();
+            let _runtime = uploads.enter();
             let paused = |bit| rows.iter().any(|row| row.bit == bit && row.paused_until.is_some());
             let replica = |(asked, target): (Asked, &Target)| Replica {
                 concurrency: target.config.concurrency,
@@ -340,6 +344,7 @@ impl Daemon {
             mountpoint,
             kind,
             runtime,
+            uploads,
             state_dir,
         })
     }
@@ -394,6 +399,7 @@ impl Daemon {
             tracing::error!(%error, "the last sync of the metadata failed");
         }
         self.runtime.shutdown_timeout(Duration::from_secs(1));
+        self.uploads.shutdown_timeout(Duration::from_secs(1));
         drop(self.state_dir);
     }
 }

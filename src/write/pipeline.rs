@@ -11,7 +11,7 @@
 //! - Sessions of one inode come one after the other: the next is queued when the one before is committed.
 //! - Files are removed only after the metadata log is synced past the commit that made them useless (S3).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -28,13 +28,16 @@ use super::session::{remove_files, remove_records};
 use crate::clock::{self, Instant};
 use crate::id::{ChunkHash, InodeId, SessionId};
 use crate::meta::Result;
-use crate::meta::commit::{Batch, SealedChunk, SealedExtent, SealedPiece, SealedSession};
+use crate::meta::commit::{Batch, Committed, SealedChunk, SealedExtent, SealedPiece, SealedSession};
+use crate::priority;
 use crate::testing::failpoint::{self, Point};
 
 /// Sealed sessions between sealers and committer at most.
 const SEALED_QUEUE: usize = 256;
-/// Sessions in one transaction at most.
+/// Sessions in one batch at most.
 const COMMIT_SESSIONS: usize = 1024;
+/// Sessions without a use that one transaction forgets (D8).
+const DEAD_AT_ONCE: usize = 128;
 /// From this many files in a batch on, one `syncfs` is cheaper than a sync of each (S2).
 const SYNCFS_FROM: usize = 32;
 /// How long after a failure (disk full, I/O error) the same step is tried again.
@@ -97,6 +100,7 @@ impl Pipeline {
 }
 
 fn run_sealer(files: &Files, queue: &Receiver<SealJob>, sender: &Sender<Ready>, stop: &AtomicBool, chunk_size: u64) {
+    priority::stand_back();
     while !stop.load(Ordering::Acquire) {
         let Ok(job) = queue.recv_timeout(Duration::from_millis(100)) else { continue };
         match seal_one(files, &job, chunk_size) {
@@ -218,9 +222,9 @@ impl Committer {
     }
 
     /// Commits a batch, trying again until it succeeds: its sessions hold acknowledged bytes.
-    fn commit(&self, batch: Vec<Ready>, stop: &AtomicBool) {
+    fn commit(&self, mut batch: Vec<Ready>, stop: &AtomicBool) {
         loop {
-            match self.try_commit(&batch) {
+            match self.try_commit(&mut batch) {
                 Ok(()) => return,
                 // The rows and files stay for the next mount.
                 Err(_) if self.files.meta.latched().is_some() => return,
@@ -235,7 +239,15 @@ impl Committer {
         }
     }
 
-    fn try_commit(&self, readies: &[Ready]) -> Result<()> {
+    /// Commits what it can of a batch; what came to its end leaves the batch.
+    fn try_commit(&self, readies: &mut Vec<Ready>) -> Result<()> {
+        let mut ended = HashSet::new();
+        let result = self.commit_groups(readies, &mut ended);
+        readies.retain(|ready| !ended.contains(&ready.job.frozen.id));
+        result
+    }
+
+    fn commit_groups(&self, readies: &[Ready], ended: &mut HashSet<SessionId>) -> Result<()> {
         // A file that lost its name meanwhile may be gone from the disk, too: nothing of it is needed.
         let (live, dead): (Vec<&Ready>, Vec<&Ready>) =
             readies.iter().partition(|ready| !ready.job.file.state.read().unnamed);
@@ -244,17 +256,28 @@ impl Committer {
             .map_err(|source| super::files::local_error("read of sealed chunk files".into(), source))?;
         self.sync(&live)?;
         failpoint::pass(Point::Commit);
-        let outcome = self.files.meta.write(|tx| {
-            for ready in &dead {
-                tx.delete_session(ready.job.frozen.id)?;
+        for few in dead.chunks(DEAD_AT_ONCE) {
+            self.files.meta.write(|tx| few.iter().try_for_each(|ready| tx.delete_session(ready.job.frozen.id)))?;
+        }
+        let mut outcome = Committed { files: vec![None; live.len()], ..Committed::default() };
+        let mut done = Vec::new();
+        let mut failed = None;
+        for group in batch.groups() {
+            match self.files.meta.write(|tx| tx.commit_group(&batch, &group)) {
+                Ok(committed) => outcome.merge(committed),
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
             }
-            tx.commit_content(&batch)
-        })?;
+            done.extend(group);
+        }
         failpoint::pass(Point::Committed);
         let index_of: HashMap<SessionId, usize> =
             live.iter().enumerate().map(|(index, ready)| (ready.job.frozen.id, index)).collect();
         self.files.meta.sync()?;
-        for (index, ready) in live.iter().enumerate() {
+        for index in done {
+            let ready = live[index];
             let Some(id) = outcome.files[index] else { continue };
             // Its bytes serve chunks; only the record of its ranges is of no more use.
             self.files.space.add(ready.sealed.allocated as i64);
@@ -263,6 +286,8 @@ impl Committer {
                 tracing::warn!(path = %ready.job.frozen.path, %error, "a record without a use could not be removed");
             }
         }
+        ended.extend(outcome.committed.iter().chain(&outcome.discarded));
+        ended.extend(dead.iter().map(|ready| ready.job.frozen.id));
         for id in outcome.committed {
             let index = index_of[&id];
             self.files.settle(&live[index].job, End::Committed);
@@ -284,7 +309,7 @@ impl Committer {
         for ready in dead {
             self.files.settle(&ready.job, End::Discarded);
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Hashes the shared chunks, syncs the files, and describes the batch for its transaction.
