@@ -12,16 +12,16 @@ use super::{seed, setting};
 use tandemfs::testing::failpoint::Point;
 
 /// A filesystem on a loop device.
-struct Disk {
+pub struct Disk {
     kind: &'static str,
     image: PathBuf,
-    mnt: PathBuf,
+    pub mnt: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 impl Disk {
     /// Makes one; `None`, said aloud, where that is not possible.
-    fn new(kind: &'static str) -> Option<Disk> {
+    pub fn new(kind: &'static str) -> Option<Disk> {
         if !crate::support::run::installed(&["losetup", "xfs_io", "mkfs.ext4", "mkfs.xfs"]) {
             return None;
         }
@@ -80,7 +80,7 @@ fn reboot(state: &Path) {
 }
 
 /// Cuts disk and daemon, and starts both anew.
-fn power_cut(rig: &Rig, disk: &Disk, daemon: Daemon) {
+pub fn power_cut(rig: &Rig, disk: &Disk, daemon: Daemon) {
     disk.cut();
     daemon.kill();
     disk.restart();
