@@ -68,4 +68,7 @@ pub mod decisions {
 
     #[doc = include_str!("decisions/zeros.md")]
     pub mod zeros {}
+
+    #[doc = include_str!("decisions/acknowledgement.md")]
+    pub mod acknowledgement {}
 }

@@ -3,13 +3,14 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::io::Errno;
 
 use crate::support::mounted::{Mounted, Place, wait_for};
-use crate::support::run::{finish, installed, program};
+use crate::support::run::{finish, installed, program, skipped};
 use crate::support::tree::{self, Depth, assert_same, noise};
 
 /// A small filesystem of its own below `place/disk`, which holds the state directory.
@@ -36,7 +37,7 @@ impl Disk {
         std::fs::create_dir(&mountpoint).unwrap();
         let mounted = finish(Command::new("mount").args(["-o", "loop"]).args([&image, &mountpoint]));
         if mounted.code != 0 {
-            eprintln!("SKIPPED: no loop device on this machine: {}", mounted.stderr.trim());
+            skipped(&format!("no loop device on this machine: {}", mounted.stderr.trim()));
             return None;
         }
         Some(Disk { mountpoint })
@@ -116,11 +117,8 @@ fn everything_else_goes_on(mounted: &Mounted<'_>, files: usize, size: usize) {
     std::fs::create_dir(mounted.path("dir")).unwrap();
     std::fs::rename(mounted.path("f0"), mounted.path("dir/moved")).unwrap();
     std::fs::hard_link(mounted.path("dir/moved"), mounted.path("f0")).unwrap();
-    program("chmod", [Path::new("600"), &mounted.path("f1")]);
-    program(
-        "setfattr",
-        ["-n".as_ref(), "user.k".as_ref(), "-v".as_ref(), "v".as_ref(), mounted.path("f1").as_os_str()],
-    );
+    std::fs::set_permissions(mounted.path("f1"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    rustix::fs::setxattr(mounted.path("f1"), "user.k", b"v", rustix::fs::XattrFlags::empty()).unwrap();
     for index in 0..files {
         let content = std::fs::read(mounted.path(&format!("f{index}"))).unwrap();
         assert!(content == noise(index as u64 + 1, size), "f{index} of {} bytes", content.len());
