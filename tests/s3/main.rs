@@ -4,6 +4,7 @@
 mod support;
 
 mod clouds;
+mod faults;
 mod foreign;
 mod outage;
 mod secrets;

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod mounted;
+pub mod proxy;
 pub mod run;
 pub mod s3;
 pub mod tree;
