@@ -101,17 +101,17 @@ mod tests {
         let none = || Vec::<String>::new();
         let b = || vec!["b".to_owned()];
         assert_eq!(set(&file, &[]), ("a=1 b=2".into(), none(), 0));
-        assert_eq!(set(&file, &[removed.clone()]), ("a=1".into(), none(), 1));
-        assert_eq!(set(&file[..1], &[removed.clone()]), ("a=1".into(), b(), 0), "taken out of the file");
+        assert_eq!(set(&file, std::slice::from_ref(&removed)), ("a=1".into(), none(), 1));
+        assert_eq!(set(&file[..1], std::slice::from_ref(&removed)), ("a=1".into(), b(), 0), "taken out of the file");
         assert_eq!(set(&[("a", "1"), ("b", "7")], &[removed]), ("a=1 b=7".into(), b(), 0), "another place since");
-        assert_eq!(set(&file, &[added.clone()]), ("a=1 b=2 c=3".into(), none(), 1));
+        assert_eq!(set(&file, std::slice::from_ref(&added)), ("a=1 b=2 c=3".into(), none(), 1));
         let with_c = [("a", "1"), ("b", "2"), ("c", "3")];
-        assert_eq!(set(&with_c, &[added.clone()]), ("a=1 b=2 c=3".into(), vec!["c".into()], 0));
+        assert_eq!(set(&with_c, std::slice::from_ref(&added)), ("a=1 b=2 c=3".into(), vec!["c".into()], 0));
         let other_c = [("a", "1"), ("b", "2"), ("c", "4")];
         assert_eq!(set(&other_c, &[added]), ("a=1 b=2 c=4".into(), vec!["c".into()], 0));
-        assert_eq!(set(&file, &[replaced.clone()]), ("a=1 b=9".into(), none(), 1));
-        assert_eq!(set(&[("a", "1"), ("b", "9")], &[replaced.clone()]), ("a=1 b=9".into(), b(), 0));
-        assert_eq!(set(&[("a", "1"), ("b", "7")], &[replaced.clone()]), ("a=1 b=7".into(), b(), 0));
+        assert_eq!(set(&file, std::slice::from_ref(&replaced)), ("a=1 b=9".into(), none(), 1));
+        assert_eq!(set(&[("a", "1"), ("b", "9")], std::slice::from_ref(&replaced)), ("a=1 b=9".into(), b(), 0));
+        assert_eq!(set(&[("a", "1"), ("b", "7")], std::slice::from_ref(&replaced)), ("a=1 b=7".into(), b(), 0));
         assert_eq!(set(&file[..1], &[replaced]), ("a=1 b=9".into(), none(), 1), "it stays, and is reported");
     }
 

@@ -9,7 +9,7 @@ use crate::buckets::{Bucket, restore, restore_within};
 /// The fixture, with one more record at the end of its last segment: the next one, unless it says another seq.
 fn with_record(record: Value) -> Bucket {
     let mut bucket = Bucket::fixture("state-1/a");
-    let last = bucket.0.keys().filter(|key| key.starts_with(key::JOURNAL)).next_back().unwrap().clone();
+    let last = bucket.0.keys().rfind(|key| key.starts_with(key::JOURNAL)).unwrap().clone();
     // The newest record may lie in an earlier segment: others were overtaken.
     let mut head = 0;
     bucket
@@ -126,7 +126,7 @@ fn numbers_that_leave_no_room_are_refused() {
     let report = restore("a seq", &with_record(far)).unwrap();
     assert!(!report.unproven.is_empty(), "records up to it are missing");
     let mut bucket = Bucket::fixture("state-1/a");
-    let (last, announcement) = bucket.0.iter().filter(|(key, _)| key.starts_with(key::WRITERS)).next_back().unwrap();
+    let (last, announcement) = bucket.0.iter().rfind(|(key, _)| key.starts_with(key::WRITERS)).unwrap();
     let mut document: Value = serde_json::from_slice(announcement).unwrap();
     document["epoch"] = json!(9_999_999_999u64);
     let moved = last.replace("0000000002", "9999999999");

@@ -412,7 +412,7 @@ fn degrade_a_full_cache_gives_up_the_slowest_target_and_writers_go_on() {
     for n in 0..30_u64 {
         std::fs::write(place.mnt().join(format!("f{n}")), noise(n, 6 << 20)).unwrap();
     }
-    assert_eq!(status_of(&mounted, "b")["resync"].is_null(), false);
+    assert!(!status_of(&mounted, "b")["resync"].is_null());
     plug(&place, "b");
     follows(&mounted, "b");
     whole(&mounted);
