@@ -140,6 +140,13 @@ impl ChunkFiles {
         }
     }
 
+    /// Gives a file that no row names another name.
+    pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let folder = Path::new(to).parent().and_then(Path::to_str).unwrap_or_default();
+        self.make_folder(folder)?;
+        std::fs::rename(self.locate(from), self.locate(to))
+    }
+
     /// Opens a file for reading.
     pub fn open(&self, path: &str) -> io::Result<File> {
         File::open(self.locate(path))

@@ -1,13 +1,16 @@
 //! Chunks and the local files that hold their bytes.
 //!
 //! Owns: how a session's bytes are cut ([`layout`], pure), chunk files by name ([`mod@file`]), open descriptors ([`open`]),
-//! how much local space is used and what may leave ([`space`], [`evict`]).
+//! how much local space is used and what may leave ([`space`], [`evict`]), whether anybody can still write into a file
+//! ([`lease`]), copying one ([`copy`]).
 //! Does not own: rows that say which range of which file holds which chunk (`meta`), when to seal (`write`).
 
+pub mod copy;
 pub mod evict;
 pub mod file;
 pub mod group;
 pub mod layout;
+pub mod lease;
 pub mod open;
 pub mod reserve;
 pub mod space;

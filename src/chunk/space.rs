@@ -208,6 +208,11 @@ impl Space {
         admission
     }
 
+    /// True if a program may be let write unseen (D2): nothing slows it down before the disk is full.
+    pub fn has_room_to_spare(&self) -> bool {
+        has_room_to_spare(self.limits, self.used(), self.free.load(Ordering::Relaxed))
+    }
+
     /// True while eviction should go on.
     pub fn wants_eviction(&self) -> bool {
         self.used() > self.limits.used_max / 10 * 8
@@ -237,6 +242,15 @@ fn admit(limits: Limits, used: u64, free: u64, bytes: u64) -> Admission {
     // From nothing at 90 % to the longest delay at 100 %.
     let share = (after - threshold) as f64 / (limits.used_max - threshold).max(1) as f64;
     Admission::Delay(DELAY_MAX.mul_f64(share))
+}
+
+/// Left at least where passthrough is granted; of a limit, a tenth if that is more.
+const SPARE_MIN: u64 = 1 << 30;
+
+fn has_room_to_spare(limits: Limits, used: u64, free: u64) -> bool {
+    let of_limit = if limits.used_max == u64::MAX { 0 } else { limits.used_max / 10 };
+    let spare = SPARE_MIN.max(of_limit);
+    used.saturating_add(spare) <= limits.used_max && free >= limits.free_min.saturating_add(spare)
 }
 
 #[cfg(test)]
@@ -274,5 +288,16 @@ mod tests {
     fn d2_metadata_keeps_its_reserve_on_a_full_disk() {
         assert_eq!(admit(LIMITS, 0, 60, 10), Admission::Go);
         assert_eq!(admit(LIMITS, 0, 59, 10), Admission::Full);
+    }
+
+    #[test]
+    fn d2_passthrough_needs_space_to_spare() {
+        const GIB: u64 = 1 << 30;
+        let limits = Limits { used_max: 20 * GIB, free_min: GIB };
+        assert!(has_room_to_spare(limits, 18 * GIB, 3 * GIB));
+        assert!(!has_room_to_spare(limits, 18 * GIB + 1, 3 * GIB), "a tenth of the limit");
+        assert!(!has_room_to_spare(limits, 0, 3 * GIB - 1), "the reserve of the disk is not to spare");
+        let unlimited = Limits { used_max: u64::MAX, free_min: 0 };
+        assert!(has_room_to_spare(unlimited, 5 * GIB, GIB) && !has_room_to_spare(unlimited, 0, GIB - 1));
     }
 }

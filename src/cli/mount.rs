@@ -30,7 +30,7 @@ pub struct Mount {
     /// Stay in the foreground and log to stderr, too
     #[arg(long)]
     foreground: bool,
-    /// Options as in fstab(5): allow_other, suid, dev, noexec, ro, nonempty, fsname=, subtype=
+    /// Options as in fstab(5): allow_other, suid, dev, noexec, ro, nonempty, no_passthrough, fsname=, subtype=
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Accept a state directory on a network filesystem or on FUSE

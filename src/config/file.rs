@@ -37,6 +37,7 @@ struct File {
     rotate_synced: Option<Spanned<Value>>,
     shutdown_timeout: Option<Spanned<Value>>,
     bandwidth: Option<Spanned<Value>>,
+    passthrough: Option<bool>,
     #[serde(default)]
     cache: CacheTable,
     #[serde(default)]
@@ -110,6 +111,7 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Config> {
         let fits = CHUNK_SIZE.contains(&config.chunk_size) && config.chunk_size.is_power_of_two();
         reader.require(&value, fits, "chunk_size is a power of two from 64 KiB to 64 MiB")?;
     }
+    config.passthrough = file.passthrough.unwrap_or(config.passthrough);
     if let Some(value) = file.cache.limit {
         let limit = reader.bytes(&value)?;
         reader.require(&value, limit >= 64 << 20, "cache.limit is at least 64 MiB")?;

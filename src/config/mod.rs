@@ -24,6 +24,7 @@
 //! | `mountpoint`, `state_dir` | | absolute; the command line overrides them |
 //! | `chunk_size` | `"4 MiB"` | power of two, 64 KiB to 64 MiB; of new chunks |
 //! | `rotate`, `rotate_synced` | `"60s"`, `"2s"` | open files are committed too (O8) |
+//! | `passthrough` | `true` | the kernel reads and writes local files by itself where it can (P1) |
 //! | `shutdown_timeout` | `"30s"` | draining after SIGTERM (D7) |
 //! | `cache.limit`, `cache.reserve` | the disk, `"512 MiB"` | local space (D2) |
 //! | `cache.wait` | `"10s"` | a write waits so long for space, then it fails with `ENOSPC` |
@@ -82,6 +83,8 @@ pub struct Config {
     pub rotate: Duration,
     /// The same for files that were synced while open (O8).
     pub rotate_synced: Duration,
+    /// Let the kernel read and write local files by itself where it can (P1).
+    pub passthrough: bool,
     /// Draining after SIGTERM takes at most this long (D7).
     pub shutdown_timeout: Duration,
     /// Checks of the copies that happen by themselves.
@@ -179,6 +182,7 @@ impl Default for Config {
             acknowledge: Acknowledge::default(),
             rotate: Duration::from_secs(60),
             rotate_synced: Duration::from_secs(2),
+            passthrough: true,
             shutdown_timeout: Duration::from_secs(30),
             scrub: Scrub { every: None, level: Level::Sample },
             bandwidth: Schedule::default(),

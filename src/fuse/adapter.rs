@@ -28,6 +28,7 @@ use crate::meta::namespace::NAME_MAX;
 use crate::meta::xattr::SetMode;
 use crate::vfs::acknowledge::Flushed;
 use crate::vfs::attr::SetAttributes;
+use crate::vfs::io::NewFile;
 use crate::vfs::rename::RenameMode;
 use crate::vfs::{Attributes, Caller, Result, Vfs, statfs};
 
@@ -60,11 +61,13 @@ pub(super) struct Adapter {
     pub(super) panics: Arc<AtomicU64>,
     /// The kernel needs no OPENDIR: it caches listings and drops them when it changes a directory itself.
     no_opendir: bool,
+    passthrough: bool,
 }
 
 impl Adapter {
     pub(super) fn new(vfs: Arc<Vfs>, options: &Options) -> Adapter {
-        Adapter { vfs, runtime: options.runtime.clone(), panics: options.panics.clone(), no_opendir: false }
+        let Options { runtime, panics, passthrough, .. } = options.clone();
+        Adapter { vfs, runtime, panics, no_opendir: false, passthrough }
     }
 
     /// Runs one operation; a panic in it is an input/output error and counted.
@@ -155,6 +158,13 @@ impl Filesystem for Adapter {
             if config.add_capabilities(capability).is_err() {
                 tracing::info!(?capability, "the kernel does not offer this");
             }
+        }
+        // Without the right to register backing files (CAP_SYS_ADMIN) the first try tells.
+        if self.passthrough
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(1).is_ok()
+        {
+            self.vfs.files().passthrough().enable();
         }
         self.no_opendir = config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         config.set_max_write(MAX_WRITE).map_err(|nearest| std::io::Error::other(format!("max_write {nearest}")))?;
@@ -292,24 +302,21 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let created =
-            self.run("create", |vfs| vfs.create(&caller(request), inode(parent), name.as_bytes(), mode, umask, flags));
-        match created {
-            Ok((attributes, opened)) => {
-                let (handle, flags) = io::opened(&opened);
-                reply.created(&TTL, &file_attr(&attributes), GENERATION, handle, flags);
-            }
-            Err(errno) => reply.error(errno),
+        let mut opening = io::Opening::new(reply);
+        let new = NewFile { parent: inode(parent), name: name.as_bytes(), mode, umask, flags };
+        if let Err(errno) = self.run("create", |vfs| vfs.create(&caller(request), &new, &mut opening))
+            && let Some(reply) = opening.reply
+        {
+            reply.error(errno);
         }
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.run("open", |vfs| vfs.open(&caller(request), inode(ino), flags.0)) {
-            Ok(opened) => {
-                let (handle, flags) = io::opened(&opened);
-                reply.opened(handle, flags);
-            }
-            Err(errno) => reply.error(errno),
+        let mut opening = io::Opening::new(reply);
+        if let Err(errno) = self.run("open", |vfs| vfs.open(&caller(request), inode(ino), flags.0, &mut opening))
+            && let Some(reply) = opening.reply
+        {
+            reply.error(errno);
         }
     }
 
@@ -361,13 +368,13 @@ impl Filesystem for Adapter {
         &self,
         _request: &Request,
         ino: INodeNo,
-        _handle: FileHandle,
+        handle: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.reply_empty("release", reply, |vfs| vfs.release(inode(ino)));
+        self.reply_empty("release", reply, |vfs| vfs.release(inode(ino), handle.0));
     }
 
     fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {

@@ -4,29 +4,102 @@
 //! that is synced (`O_SYNC`). So no thread of the session waits for a target or for space.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use fuser::{FileHandle, FopenFlags, ReplyData, ReplyWrite};
+use fuser::{BackingId, FileHandle, FopenFlags, ReplyCreate, ReplyData, ReplyOpen, ReplyWrite};
 use futures::FutureExt;
 
 use super::adapter::{Adapter, catch, failpoint, panicked};
+use super::attr::{GENERATION, TTL, file_attr};
 use super::errno::reply as errno;
 use crate::id::InodeId;
 use crate::read::Outcome;
-use crate::vfs::io::{Opened, Written};
-use crate::vfs::{Caller, Result};
+use crate::vfs::io::{Creating, Written};
+use crate::vfs::{Attributes, Caller, Result};
+use crate::write::iomode::Io;
+use crate::write::opening::{Backing, Kernel, Opened};
 
 thread_local! {
     /// Where a request's thread reads local bytes into; kept, as the largest request is 1 MiB.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Handle and flags of an open file, as the kernel wants them.
-pub(super) fn opened(opened: &Opened) -> (FileHandle, FopenFlags) {
-    let flags = [(opened.keep_cache, FopenFlags::FOPEN_KEEP_CACHE), (opened.noflush, FopenFlags::FOPEN_NOFLUSH)];
-    let flags = flags.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).collect();
-    (FileHandle(opened.handle), flags)
+/// The kernel's side of an OPEN or a CREATE.
+pub(super) struct Opening<R> {
+    /// Taken when it is answered.
+    pub reply: Option<R>,
+    /// Of the file that was made, for CREATE.
+    pub created: Option<Attributes>,
+}
+
+impl<R> Opening<R> {
+    pub(super) fn new(reply: R) -> Opening<R> {
+        Opening { reply: Some(reply), created: None }
+    }
+}
+
+/// A request that opens a file.
+pub(super) trait OpenReply {
+    fn register(&self, file: &File) -> std::io::Result<BackingId>;
+    fn answer(self, handle: FileHandle, flags: FopenFlags, backing: Option<&BackingId>, created: Option<&Attributes>);
+}
+
+impl OpenReply for ReplyOpen {
+    fn register(&self, file: &File) -> std::io::Result<BackingId> {
+        self.open_backing(file)
+    }
+
+    fn answer(self, handle: FileHandle, flags: FopenFlags, backing: Option<&BackingId>, _: Option<&Attributes>) {
+        match backing {
+            Some(backing) => self.opened_passthrough(handle, flags, backing),
+            None => self.opened(handle, flags),
+        }
+    }
+}
+
+impl OpenReply for ReplyCreate {
+    fn register(&self, file: &File) -> std::io::Result<BackingId> {
+        self.open_backing(file)
+    }
+
+    fn answer(self, handle: FileHandle, flags: FopenFlags, backing: Option<&BackingId>, created: Option<&Attributes>) {
+        let attr = file_attr(created.expect("a file is made before it is opened"));
+        match backing {
+            Some(backing) => self.created_passthrough(&TTL, &attr, GENERATION, handle, flags, backing),
+            None => self.created(&TTL, &attr, GENERATION, handle, flags),
+        }
+    }
+}
+
+impl<R: OpenReply> Kernel for Opening<R> {
+    fn register(&self, file: &File) -> std::io::Result<Backing> {
+        let reply = self.reply.as_ref().expect("a file is registered before the answer");
+        Ok(Arc::new(reply.register(file)?))
+    }
+
+    fn opened(&mut self, opened: &Opened, backing: Option<&Backing>) {
+        let Some(reply) = self.reply.take() else { return };
+        let passthrough = opened.handle.io != Io::Plain;
+        let flags = [
+            (opened.keep_cache, FopenFlags::FOPEN_KEEP_CACHE),
+            (opened.noflush, FopenFlags::FOPEN_NOFLUSH),
+            (opened.handle.io == Io::Direct, FopenFlags::FOPEN_DIRECT_IO),
+        ];
+        let flags = flags.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).collect();
+        let backing = backing.map(|backing| {
+            backing.downcast_ref::<BackingId>().expect("backing files are registered by this module only")
+        });
+        debug_assert_eq!(passthrough, backing.is_some(), "passthrough needs a backing file, and nothing else has one");
+        reply.answer(FileHandle(opened.handle.number()), flags, backing, self.created.as_ref());
+    }
+}
+
+impl Creating for Opening<ReplyCreate> {
+    fn created(&mut self, attributes: &Attributes) {
+        self.created = Some(*attributes);
+    }
 }
 
 impl Adapter {

@@ -19,4 +19,4 @@ mod panic_tests;
 pub mod session;
 
 pub use device::{MountOptions, Unmount, unmount};
-pub use session::{Options, Session};
+pub use session::{Notifier, Options, Session};

@@ -27,6 +27,8 @@ pub struct Options {
     pub runtime: tokio::runtime::Handle,
     /// Counts handlers that panic; each is answered with an input/output error.
     pub panics: Arc<AtomicU64>,
+    /// Let the kernel read and write local files by itself where it can (P1).
+    pub passthrough: bool,
 }
 
 /// A filesystem that is mounted.
@@ -34,6 +36,17 @@ pub struct Session {
     mountpoint: PathBuf,
     notifier: fuser::Notifier,
     thread: JoinHandle<io::Result<()>>,
+}
+
+/// Tells the kernel that something it remembers is no longer so.
+#[derive(Debug, Clone)]
+pub struct Notifier(fuser::Notifier);
+
+impl Notifier {
+    /// Makes the kernel ask for the attributes of `ino` again. Never call this while serving a request.
+    pub fn invalidate_attributes(&self, ino: InodeId) -> io::Result<()> {
+        self.0.inval_inode(fuser::INodeNo(ino.0), -1, 0)
+    }
 }
 
 impl Session {
@@ -68,9 +81,9 @@ impl Session {
         &self.mountpoint
     }
 
-    /// Makes the kernel ask for the attributes of `ino` again. Never call this while serving a request.
-    pub fn invalidate_attributes(&self, ino: InodeId) -> io::Result<()> {
-        self.notifier.inval_inode(fuser::INodeNo(ino.0), -1, 0)
+    /// What tells the kernel that something it remembers is no longer so.
+    pub fn notifier(&self) -> Notifier {
+        Notifier(self.notifier.clone())
     }
 
     /// True once the mount is gone and [`Session::wait`] returns at once.

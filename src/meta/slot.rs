@@ -87,6 +87,13 @@ impl Tx<'_> {
         Ok(Some(seq))
     }
 
+    /// Hands the open slot of `from`, and its row, over to `to`: a session whose file is a copy of its bytes (P4).
+    pub fn hand_slot(&mut self, from: SessionId, to: SessionId) -> Result<()> {
+        self.conn().prepare_cached("UPDATE slot SET session = ?2 WHERE session = ?1")?.execute([from, to])?;
+        self.conn().prepare_cached("UPDATE session SET id = ?2 WHERE id = ?1")?.execute([from, to])?;
+        Ok(())
+    }
+
     /// Joins the open slots of these sessions and all records since into one unit: a rotation is one cut (O8).
     pub fn join_slots(&mut self, sessions: &[SessionId]) -> Result<()> {
         let head = self.head();

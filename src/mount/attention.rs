@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -15,7 +16,13 @@ use crate::meta::Meta;
 use crate::read::Fetcher;
 use crate::recovery::strays::Quarantined;
 use crate::replication::source::Finding;
+use crate::write::export::Waiting;
 use crate::write::trouble::{Trouble, Troubles};
+
+/// A mapping that is left after its descriptor was closed is worth a word after this.
+const MAPPED_LATE: Duration = Duration::from_secs(1);
+/// A file that is open and has a place in history, after this: then a copy of it should have been made.
+const OPEN_LATE: Duration = Duration::from_secs(90);
 
 /// Of each kind at most so many are named.
 pub(super) const NAMED_MAX: usize = 100;
@@ -164,6 +171,37 @@ pub fn troubles(meta: &Meta, troubles: &Troubles) -> Vec<Attention> {
 /// The path of an inode that has one.
 pub(super) fn path_of(meta: &Meta, ino: InodeId) -> Option<String> {
     meta.path_of(ino).ok().flatten().map(|path| String::from_utf8_lossy(&path).into_owned())
+}
+
+/// Files whose content waits for the end of a mapping or of a descriptor for longer than that usually takes.
+pub fn waiting(meta: &Meta, waiting: Vec<Waiting>) -> Vec<Attention> {
+    let now = clock::instant();
+    let late = |file: &Waiting| now.since(file.since) >= if file.mapped { MAPPED_LATE } else { OPEN_LATE };
+    let late: Vec<Waiting> = waiting.into_iter().filter(late).collect();
+    let more = late.len().saturating_sub(NAMED_MAX);
+    let named = late.into_iter().take(NAMED_MAX).map(|file| {
+        let (kind, hint) = if file.mapped {
+            let hint = "closed, but a program has it mapped and may still write to it: it goes to the targets as a copy \
+                        until the program lets go";
+            (AttentionKind::StillMapped, hint)
+        } else {
+            let hint = "open for long, and too large to be copied often: what was written since its last copy goes to the \
+                        targets when the program closes it";
+            (AttentionKind::OpenPassthrough, hint)
+        };
+        Attention {
+            path: path_of(meta, file.ino),
+            inode: Some(file.ino.0),
+            bytes: Some(file.bytes),
+            since_seconds: Some(now.since(file.since).as_secs()),
+            ..attention(kind, hint.into())
+        }
+    });
+    let mut all: Vec<Attention> = named.collect();
+    if more > 0 {
+        all.push(attention(AttentionKind::OpenPassthrough, format!("and {more} files more")));
+    }
+    all
 }
 
 pub(super) fn attention(kind: AttentionKind, hint: String) -> Attention {

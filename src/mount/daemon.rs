@@ -11,7 +11,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -39,6 +39,7 @@ use super::upkeep::{Full, Resyncs, Upkeep};
 use super::{live_set, log, mountpoint, store, systemd, unmount};
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::ChunkFiles;
+use crate::chunk::lease;
 use crate::chunk::open::OpenFiles;
 use crate::chunk::space::{self, Space};
 use crate::clock;
@@ -297,8 +298,14 @@ impl Daemon {
         }
         let kind = mount.kind();
         mount.read_only |= read_only;
-        let session_options = fuse::session::Options { mount, runtime: runtime.handle().clone(), panics };
+        let session_options = fuse::session::Options {
+            mount,
+            runtime: runtime.handle().clone(),
+            panics,
+            passthrough: config.passthrough && options.fuse.passthrough && can_be_backed(&state_path),
+        };
         let session = fuse::Session::start(vfs, &mountpoint, &session_options).map_err(mount_failed(&mountpoint))?;
+        start_telling(&mut tasks, &live.files, session.notifier()).map_err(threads_failed)?;
         let registered = Registry::of_user()
             .register(&Entry {
                 mountpoint: mountpoint.as_path().into(),
@@ -534,6 +541,14 @@ fn start_tasks(
             tracing::warn!(%error, "open files could not take their place in history, will be tried again");
         }
     })?;
+    let exported = live.files.clone();
+    tasks.every("export", Duration::from_millis(500), move || {
+        if let Err(error) = exported.export_due(&rotation) {
+            tracing::warn!(%error, "an open file could not be copied for the targets, will be tried again");
+        }
+    })?;
+    let sampled = live.files.clone();
+    tasks.every("space", Duration::from_millis(200), move || sampled.sample_backing())?;
     let checkpointed = live.meta.clone();
     tasks.every("wal", Duration::from_secs(1), move || {
         if let Err(error) = checkpointed.checkpoint_wal() {
@@ -568,6 +583,37 @@ fn start_tasks(
         }
     });
     Ok(tasks)
+}
+
+/// True if files in the state directory may be backing files: whether somebody still writes to one must show (S4).
+fn can_be_backed(state_dir: &Path) -> bool {
+    match lease::works_in(state_dir) {
+        Ok(works) => {
+            if !works {
+                tracing::info!("no passthrough: the filesystem of the state directory has no leases");
+            }
+            works
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no passthrough: leases could not be tried");
+            false
+        }
+    }
+}
+
+/// Tells the kernel which attributes it must ask for again, on a thread of its own: it may wait for requests.
+fn start_telling(tasks: &mut Tasks, files: &Arc<Files>, notifier: fuse::Notifier) -> std::io::Result<()> {
+    let stale = files.stale_attributes().clone();
+    tasks.spawn("notify", move |stop| {
+        while !stop.load(Ordering::Acquire) {
+            let Ok(ino) = stale.recv_timeout(Duration::from_millis(200)) else { continue };
+            if let Err(error) = notifier.invalidate_attributes(ino) {
+                // The kernel does not know the inode any more, or the mount is gone: nothing is stale then.
+                tracing::debug!(%error, inode = ino.0, "attributes were not invalidated");
+            }
+        }
+    })?;
+    Ok(())
 }
 
 fn mount_failed(mountpoint: &Path) -> impl Fn(std::io::Error) -> Error {

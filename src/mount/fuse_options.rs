@@ -6,13 +6,21 @@ use crate::control::{Error, ErrorKind};
 use crate::fuse::device::MountOptions;
 
 /// What the words ask for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FuseOptions {
     pub mount: MountOptions,
     /// Mount over a directory that is not empty.
     pub nonempty: bool,
     /// Where the local state lies.
     pub state_dir: Option<PathBuf>,
+    /// Let the kernel read and write local files by itself where it can.
+    pub passthrough: bool,
+}
+
+impl Default for FuseOptions {
+    fn default() -> FuseOptions {
+        FuseOptions { mount: MountOptions::default(), nonempty: false, state_dir: None, passthrough: true }
+    }
 }
 
 /// Words of fstab that are for others, or say what is so anyway.
@@ -46,13 +54,14 @@ const OTHERS: [&str; 25] = [
 /// Of "x-systemd.automount", "comment=…", "user=…": for other programs by convention, and notes of mount(8) to itself.
 const OTHERS_BEGIN: [&str; 6] = ["x-", "X-", "comment=", "user=", "uhelper=", "helper="];
 /// Words that mean something here.
-const OURS: [&str; 10] = [
+const OURS: [&str; 11] = [
     "allow_other",
     "suid",
     "dev",
     "noexec",
     "ro",
     "nonempty",
+    "no_passthrough",
     "fsname=NAME",
     "subtype=NAME",
     "nosubtype",
@@ -75,6 +84,8 @@ pub fn parse<'a>(lists: impl IntoIterator<Item = &'a str>) -> Result<FuseOptions
             ("ro", None) => options.mount.read_only = true,
             ("rw", None) => options.mount.read_only = false,
             ("nonempty", None) => options.nonempty = true,
+            ("passthrough", None) => options.passthrough = true,
+            ("no_passthrough", None) => options.passthrough = false,
             ("fsname", Some(name)) if !name.is_empty() => options.mount.source = name.into(),
             ("subtype", Some(name)) if is_subtype(name) => options.mount.subtype = Some(name.into()),
             ("nosubtype", None) => options.mount.subtype = None,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::acknowledge::Late;
 use super::answers;
-use super::attention::Noticed;
+use super::attention::{self, Noticed};
 use super::parts::{Dirty, Parts};
 use super::replication::Replication;
 use super::upkeep::Resyncs;
@@ -83,7 +83,8 @@ impl Parts for Live {
         let (findings, count) = self.replication.findings();
         let mut all = self.noticed.attention(&self.meta, &findings, count);
         all.extend(self.late.attention(self));
-        all.extend(super::attention::troubles(&self.meta, self.files.troubles()));
+        all.extend(attention::troubles(&self.meta, self.files.troubles()));
+        all.extend(attention::waiting(&self.meta, self.files.waiting_for_close()));
         all
     }
 }

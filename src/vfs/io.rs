@@ -1,7 +1,7 @@
 //! Open files: open, read, write, flush, release, fsync, fallocate, lseek.
 //!
-//! Owns: what a handle is, waiting for local space, when an operation may block its thread.
-//! Does not own: content (`write`, `read`).
+//! Owns: what the flags of open(2) mean, waiting for local space, when an operation may block its thread.
+//! Does not own: content (`write`, `read`), how the kernel does an open's I/O (`write::iomode`).
 //!
 //! A handle carries nothing but flags: all state hangs on the inode, because any number of handles share it.
 
@@ -14,23 +14,16 @@ use rustix::io::Errno;
 use super::{Attributes, Caller, Result, Vfs, errno};
 use crate::chunk::space::Admission;
 use crate::clock::{self, Instant};
+use crate::config::Policy;
 use crate::id::InodeId;
+use crate::meta::inode::Inode;
 use crate::read::Outcome;
 use crate::write::io::Fallocate;
+use crate::write::iomode::Wish;
+use crate::write::opening::{Handle, Kernel};
 
 /// How often it looks whether space came back without a notice.
 const SPACE_LOOK: Duration = Duration::from_millis(200);
-
-/// An open file as the kernel knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Opened {
-    /// To be given back with each operation.
-    pub handle: u64,
-    /// The kernel's pages of the file are still right: this mount is the only writer.
-    pub keep_cache: bool,
-    /// FLUSH has nothing to say: the descriptor cannot write.
-    pub noflush: bool,
-}
 
 /// What a write came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,57 +35,80 @@ pub enum Written {
     Later,
 }
 
-/// The handle may write.
-const WRITES: u64 = 1;
-/// Each write is synced before it returns (`O_SYNC`, `O_DSYNC`).
-const SYNCS: u64 = 2;
+/// A regular file to be made and opened.
+#[derive(Debug, Clone, Copy)]
+pub struct NewFile<'a> {
+    pub parent: InodeId,
+    pub name: &'a [u8],
+    /// Permission bits.
+    pub mode: u32,
+    pub umask: u32,
+    /// As of open(2).
+    pub flags: i32,
+}
+
+/// The kernel's side of an open that makes its file first.
+pub trait Creating: Kernel {
+    /// The file is there; it will be opened now.
+    fn created(&mut self, attributes: &Attributes);
+}
+
+/// What the flags of open(2) ask for. `fresh`: the file is new, or emptied by this open.
+fn wish(flags: i32, fresh: bool) -> Wish {
+    let access = flags & libc::O_ACCMODE;
+    Wish {
+        reads: access != libc::O_WRONLY,
+        writes: access != libc::O_RDONLY,
+        fresh,
+        appends: flags & libc::O_APPEND != 0,
+        syncs: flags & (libc::O_SYNC | libc::O_DSYNC) != 0,
+        direct: flags & libc::O_DIRECT != 0,
+        unseen: true,
+    }
+}
 
 /// True if a handle may write.
 pub(super) fn writes(handle: u64) -> bool {
-    handle & WRITES != 0
+    Handle::from_number(handle).writes
 }
 
 impl Vfs {
-    /// Opens a regular file.
-    pub fn open(&self, caller: &Caller, ino: InodeId, flags: i32) -> Result<Opened> {
+    /// Opens a regular file; `kernel` is answered, unless this fails.
+    pub fn open(&self, caller: &Caller, ino: InodeId, flags: i32, kernel: &mut dyn Kernel) -> Result<()> {
         let inode = self.meta().inode(ino).map_err(|error| errno("open", ino, &error))?;
         if !inode.is_file() {
             return Err(if inode.is_dir() { Errno::ISDIR } else { Errno::NXIO });
         }
-        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        self.files().open(ino, inode.parent);
-        if flags & libc::O_TRUNC != 0
-            && let Err(error) = self.truncate_at_open(caller, ino)
-        {
-            let _ = self.files().release(ino);
-            return Err(error);
+        let truncates = flags & libc::O_TRUNC != 0;
+        if truncates && !caller.is_privileged() {
+            self.clear_set_ids(caller, ino)?;
         }
-        let syncs = flags & (libc::O_SYNC | libc::O_DSYNC) != 0;
-        let handle = if writes { WRITES } else { 0 } | if syncs { SYNCS } else { 0 };
-        Ok(Opened { handle, keep_cache: true, noflush: !writes })
+        let wish = Wish { unseen: self.may_be_unseen(ino)?, ..wish(flags, truncates) };
+        self.files()
+            .open(ino, inode.parent, &wish, truncates.then(clock::now), kernel)
+            .map_err(|error| errno("open", ino, &error))
     }
 
-    fn truncate_at_open(&self, caller: &Caller, ino: InodeId) -> Result<()> {
-        self.files().truncate(ino, 0, clock::now()).map_err(|error| errno("open", ino, &error))?;
-        if caller.is_privileged() { Ok(()) } else { self.clear_set_ids(caller, ino) }
+    /// P1: where `close` or `fsync` wait for targets, every write must be ours to cut.
+    fn may_be_unseen(&self, ino: InodeId) -> Result<bool> {
+        let policies = self.policies(ino)?;
+        let local = |policy| matches!(policy, Policy::Cached | Policy::Local);
+        Ok(local(policies.close) && local(policies.fsync))
     }
 
     /// Makes a regular file and opens it. Its birth waits for its first content (O2).
-    pub fn create(
-        &self,
-        caller: &Caller,
-        parent: InodeId,
-        name: &[u8],
-        mode: u32,
-        umask: u32,
-        flags: i32,
-    ) -> Result<(Attributes, Opened)> {
-        let _creating = self.files().births().creating();
-        let attributes = self.make_node(caller, parent, name, libc::S_IFREG | mode, umask, 0)?;
-        let ino = attributes.inode.ino;
-        self.files().births().born(ino, clock::instant());
-        let opened = self.open(caller, ino, flags & !libc::O_TRUNC)?;
-        Ok((attributes, opened))
+    pub fn create(&self, caller: &Caller, new: &NewFile<'_>, kernel: &mut dyn Creating) -> Result<()> {
+        let attributes = {
+            let _creating = self.files().births().creating();
+            let mode = libc::S_IFREG | new.mode;
+            let attributes = self.make_node(caller, new.parent, new.name, mode, new.umask, 0)?;
+            self.files().births().born(attributes.inode.ino, clock::instant());
+            attributes
+        };
+        let Inode { ino, parent, .. } = attributes.inode;
+        kernel.created(&attributes);
+        let wish = Wish { unseen: self.may_be_unseen(ino)?, ..wish(new.flags, true) };
+        self.files().open(ino, parent, &wish, None, kernel).map_err(|error| errno("create", ino, &error))
     }
 
     /// Reads `size` bytes from `offset` into `buffer`, fewer at the end of the file.
@@ -103,7 +119,7 @@ impl Vfs {
 
     /// Writes `data` at `offset`, if that takes no waiting.
     pub fn write_now(&self, ino: InodeId, handle: u64, offset: u64, data: &[u8]) -> Result<Written> {
-        if handle & SYNCS != 0 || self.space().admit(data.len() as u64) != Admission::Go {
+        if Handle::from_number(handle).syncs || self.space().admit(data.len() as u64) != Admission::Go {
             return Ok(Written::Later);
         }
         match self.files().write(ino, offset, data).map_err(|error| errno("write", ino, &error)) {
@@ -137,7 +153,7 @@ impl Vfs {
                 Ok(()) => break,
             }
         }
-        if handle & SYNCS != 0 { self.fsync_later(ino).await } else { Ok(()) }
+        if Handle::from_number(handle).syncs { self.fsync_later(ino).await } else { Ok(()) }
     }
 
     async fn wait_for_space(&self, bytes: u64, deadline: Instant) -> Result<()> {
@@ -168,8 +184,8 @@ impl Vfs {
     }
 
     /// RELEASE: the last descriptor of a handle is gone.
-    pub fn release(&self, ino: InodeId) -> Result<()> {
-        self.files().release(ino).map_err(|error| errno("release", ino, &error))
+    pub fn release(&self, ino: InodeId, handle: u64) -> Result<()> {
+        self.files().release(ino, Handle::from_number(handle)).map_err(|error| errno("release", ino, &error))
     }
 
     /// `fsync(2)` under the policy `local`: blocks for as long as the disk takes.

@@ -9,9 +9,10 @@ use proptest::prelude::*;
 use rustix::io::Errno;
 
 use super::attr::{SetAttributes, SetTime};
+use super::io::{Creating, NewFile};
 use super::rename::RenameMode;
 use super::xattr::Targets;
-use super::{Caller, Result, Vfs};
+use super::{Attributes, Caller, Result, Vfs};
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::ChunkFiles;
 use crate::chunk::open::OpenFiles;
@@ -22,12 +23,17 @@ use crate::id::{Epoch, FilesystemId, InodeId, Seq};
 use crate::meta::{self, Created, Meta, journal};
 use crate::read::{Fetcher, Outcome, Reader};
 use crate::write::io::Fallocate;
+use crate::write::opening::NoKernel;
 use crate::write::pipeline::Pipeline;
 use crate::write::{self, Files};
 
 const CHUNK: u64 = 64 << 10;
 const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 const USER: Caller = Caller { uid: 1000, gid: 1000, pid: 0 };
+
+impl Creating for NoKernel {
+    fn created(&mut self, _: &Attributes) {}
+}
 
 /// A filesystem without kernel and targets.
 pub(crate) struct Rig {
@@ -70,13 +76,14 @@ impl Rig {
 
     fn create(&self, name: &str) -> Result<InodeId> {
         let flags = libc::O_RDWR | libc::O_CREAT;
-        let (attributes, _) = self.vfs.create(&ROOT, InodeId::ROOT, name.as_bytes(), 0o644, 0o022, flags)?;
-        Ok(attributes.inode.ino)
+        let new = NewFile { parent: InodeId::ROOT, name: name.as_bytes(), mode: 0o644, umask: 0o022, flags };
+        self.vfs.create(&ROOT, &new, &mut NoKernel::default())?;
+        Ok(self.vfs.lookup(InodeId::ROOT, name.as_bytes())?.inode.ino)
     }
 
     fn close(&self, ino: InodeId) {
         self.vfs.flush(ino).unwrap();
-        self.vfs.release(ino).unwrap();
+        self.vfs.release(ino, 0).unwrap();
     }
 
     fn write(&self, ino: InodeId, offset: u64, data: &[u8]) {

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -13,10 +13,12 @@ use tokio::sync::watch;
 
 use super::births::Births;
 use super::live::{Attributes, LiveFile, State};
+use super::opening::{Handle, Passthrough};
 use super::session::{Frozen, Permit, Staged, remove_files};
 use super::trouble::Troubles;
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::ChunkFiles;
+use crate::chunk::lease;
 use crate::chunk::open::OpenFiles;
 use crate::chunk::space::Space;
 use crate::clock::{self, Instant, Timestamp};
@@ -64,6 +66,12 @@ pub struct Files {
     pub(super) hurry: AtomicUsize,
     /// The same, until this time.
     pub(super) hurry_until: Mutex<Instant>,
+    pub(super) passthrough: Passthrough,
+    /// The state filesystem copies files by sharing their blocks, as far as is known.
+    sharing: AtomicBool,
+    /// When a large file was copied last (P4).
+    pub(super) large_copy: Mutex<Option<Instant>>,
+    stale: (Sender<InodeId>, Receiver<InodeId>),
 }
 
 /// A frozen session to be sealed.
@@ -101,6 +109,10 @@ impl Files {
             troubles: Troubles::default(),
             hurry: AtomicUsize::new(0),
             hurry_until: Mutex::new(Instant::START),
+            passthrough: Passthrough::default(),
+            sharing: AtomicBool::new(true),
+            large_copy: Mutex::new(None),
+            stale: crossbeam_channel::unbounded(),
         };
         Ok((Arc::new(files), queue))
     }
@@ -108,6 +120,20 @@ impl Files {
     /// The chunk files of the state directory.
     pub fn chunk_files(&self) -> &ChunkFiles {
         self.open_files.files()
+    }
+
+    /// Whether opens may be passthrough.
+    pub fn passthrough(&self) -> &Passthrough {
+        &self.passthrough
+    }
+
+    /// True until a copy showed that blocks cannot be shared here.
+    pub(super) fn shares_blocks(&self) -> bool {
+        self.sharing.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn cannot_share_blocks(&self) {
+        self.sharing.store(false, Ordering::Relaxed);
     }
 
     /// The first session of this mount; what is below belongs to earlier ones.
@@ -137,23 +163,32 @@ impl Files {
         &self.births
     }
 
-    /// Counts one more open handle of a regular file that exists. `parent` is the directory it was found in, if known.
-    pub fn open(&self, ino: InodeId, parent: InodeId) {
-        self.with_live(ino, parent, |_, state| state.opens += 1);
-    }
-
     /// Counts one handle less. The last close ends the session: it takes its slot if bytes came after the last FLUSH
     /// (mapped stores), and goes to the sealers.
-    pub fn release(&self, ino: InodeId) -> Result<()> {
+    pub fn release(&self, ino: InodeId, handle: Handle) -> Result<()> {
         let Some(file) = self.find(ino) else { return Ok(()) };
         let result = {
             let _syncing = file.syncing.lock();
             let mut state = file.state.write();
-            state.opens = state.opens.saturating_sub(1);
-            if state.opens == 0 { self.close_last(&file, &mut state) } else { Ok(()) }
+            state.modes.released(handle.io);
+            if state.opens() == 0 { self.close_last(&file, &mut state) } else { Ok(()) }
         };
+        if handle.is_mappable() {
+            self.attributes_are_stale(ino);
+        }
         self.forget_if_idle(&file);
         result
+    }
+
+    /// Stores through a mapping change no attribute that the kernel shows (P6): it is told to ask again.
+    fn attributes_are_stale(&self, ino: InodeId) {
+        // Nobody listens where there is no kernel.
+        let _ = self.stale.0.send(ino);
+    }
+
+    /// Inodes whose attributes the kernel must ask for again, as they come. Never to be told by a request's thread.
+    pub fn stale_attributes(&self) -> &Receiver<InodeId> {
+        &self.stale.1
     }
 
     /// Ends the session of a file that nobody has open. Also called again for one whose freezing failed (disk full).
@@ -169,6 +204,25 @@ impl Files {
     /// Freezes the staged session, if there is one, after its slot covers all of its bytes.
     pub(super) fn freeze(&self, file: &Arc<LiveFile>, state: &mut State) -> Result<()> {
         let Some(staged) = &state.staged else { return Ok(()) };
+        let still_mapped = staged.backing.is_some()
+            && !lease::nobody_writes(&staged.file)
+                .map_err(|e| local_error(format!("lease on the file of inode {}", file.ino), e))?;
+        // After the lease: from then on nobody writes. One that may be written to is looked at once; each look would count.
+        if !still_mapped || state.mapped_since.is_none() {
+            self.observe(file.ino, state)?;
+        }
+        if still_mapped {
+            state.mapped_since.get_or_insert_with(clock::instant);
+            if state.staged.as_ref().is_some_and(Staged::is_dirty) {
+                self.reserve(file.ino, state, false)?;
+            }
+            return Ok(());
+        }
+        let Some(staged) = &state.staged else { return Ok(()) };
+        let was_mapped = state.mapped_since.take().is_some();
+        if was_mapped {
+            self.attributes_are_stale(file.ino);
+        }
         if !staged.is_dirty() && !staged.has_slot {
             // It began, and its first change failed (disk full): there is nothing to seal.
             self.discard_sessions(state);
@@ -181,6 +235,29 @@ impl Files {
         }
         self.push_frozen(file, state);
         Ok(())
+    }
+
+    /// Looks what the kernel wrote into a backing file since the last look.
+    pub(super) fn observe(&self, ino: InodeId, state: &mut State) -> Result<()> {
+        let (Some(staged), Some(attributes)) = (&mut state.staged, &mut state.attributes) else { return Ok(()) };
+        if staged.backing.is_some() {
+            staged
+                .observe(attributes)
+                .map_err(|e| local_error(format!("look at the backing file of inode {ino}"), e))?;
+            self.space.add(staged.account(0));
+        }
+        Ok(())
+    }
+
+    /// Counts the space that backing files take by now: nobody else does (D2).
+    pub fn sample_backing(&self) {
+        for file in self.all() {
+            let mut state = file.state.write();
+            if let Some(staged) = state.staged.as_mut().filter(|staged| staged.backing.is_some()) {
+                self.space.add(staged.account(0));
+            }
+        }
+        self.space.sample();
     }
 
     /// Turns the staged session, whose slot stands, into a frozen one and hands it to the sealers in its turn.
@@ -203,7 +280,7 @@ impl Files {
     pub fn overlay(&self, inode: &mut Inode) -> Option<u64> {
         let file = self.find(inode.ino)?;
         let state = file.state.read();
-        if let Some(attributes) = state.attributes {
+        if let Some(attributes) = state.current_attributes() {
             inode.size = attributes.size;
             inode.mtime = attributes.mtime;
             inode.ctime = attributes.ctime;
@@ -219,14 +296,17 @@ impl Files {
 
     /// True while `ino` has an open handle.
     pub fn is_open(&self, ino: InodeId) -> bool {
-        self.find(ino).is_some_and(|file| file.state.read().opens > 0)
+        self.find(ino).is_some_and(|file| file.state.read().opens() > 0)
     }
 
     /// Tells a live session that `utimens`, `chmod` … set these (`None` = unchanged), so that a later slot carries them.
     pub fn attributes_set(&self, ino: InodeId, mtime: Option<Timestamp>, ctime: Timestamp) {
-        if let Some(file) = self.find(ino)
-            && let Some(attributes) = &mut file.state.write().attributes
-        {
+        let Some(file) = self.find(ino) else { return };
+        let mut state = file.state.write();
+        if let Err(error) = self.observe(ino, &mut state) {
+            tracing::warn!(inode = ino.0, %error, "what was written last may show a wrong time");
+        }
+        if let Some(attributes) = &mut state.attributes {
             attributes.mtime = mtime.unwrap_or(attributes.mtime);
             attributes.ctime = ctime;
         }
@@ -239,7 +319,7 @@ impl Files {
         {
             let mut state = file.state.write();
             state.unnamed = true;
-            if state.opens == 0 {
+            if state.opens() == 0 {
                 self.discard_sessions(&mut state);
             }
         }
@@ -297,7 +377,8 @@ impl Files {
         SessionId(self.next_session.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Makes sure that a staged session takes writes, and that size and times of the file are at hand.
+    /// Makes sure that a staged session takes writes, and that size and times of the file are at hand. After a change,
+    /// [`Staged::changed_by_us`].
     pub(super) fn staged<'a>(
         &self,
         ino: InodeId,
@@ -325,6 +406,7 @@ impl Files {
             state.attributes = Some(attributes);
             state.staged = Some(staged);
         }
+        self.observe(ino, state)?;
         match (&mut state.staged, &mut state.attributes) {
             (Some(staged), Some(attributes)) => Ok((staged, attributes)),
             _ => unreachable!("a staged session has attributes"),

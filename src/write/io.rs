@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::files::{Files, local_error};
 use super::layers::{self, Source};
+use super::live::{Attributes, State};
 use super::ranges::RANGES_MAX;
 use crate::clock::{self, Timestamp};
 use crate::id::InodeId;
@@ -60,6 +61,7 @@ impl Files {
             attributes.mtime = now;
             attributes.ctime = now;
             self.space.add(grown);
+            staged.changed_by_us().map_err(|e| local_error(format!("write to inode {ino}"), e))?;
             // D8: a session does not hold more ranges than this; one whose sync is under way goes on a little longer.
             if staged.ranges.len() > RANGES_MAX
                 && let Some(_syncing) = file.syncing.try_lock()
@@ -77,16 +79,22 @@ impl Files {
         }
         let _gate = self.gate.read();
         let file: Result<_> = self.with_live(ino, InodeId::ROOT, |file, state| {
-            let (staged, attributes) = self.staged(ino, state)?;
-            staged.set_size(size).map_err(|e| local_error(format!("truncate of inode {ino}"), e))?;
-            *attributes = super::live::Attributes { size, mtime: time, ctime: time };
-            if state.opens == 0 {
+            self.set_size(ino, state, size, time)?;
+            if state.opens() == 0 {
                 self.close_last(file, state)?;
             }
             Ok(file.clone())
         });
         self.forget_if_idle(&file?);
         Ok(())
+    }
+
+    pub(super) fn set_size(&self, ino: InodeId, state: &mut State, size: u64, time: Timestamp) -> Result<()> {
+        let failed = |e| local_error(format!("truncate of inode {ino}"), e);
+        let (staged, attributes) = self.staged(ino, state)?;
+        staged.set_size(size).map_err(failed)?;
+        *attributes = Attributes { size, mtime: time, ctime: time };
+        staged.changed_by_us().map_err(failed)
     }
 
     /// `fallocate(2)`: allocate (`keep_size` or growing), punch a hole, or zero a range.
@@ -116,7 +124,7 @@ impl Files {
             attributes.size = if grows { size.max(range.end) } else { size };
             attributes.mtime = now;
             attributes.ctime = now;
-            Ok(())
+            staged.changed_by_us().map_err(failed)
         })
     }
 
@@ -125,7 +133,7 @@ impl Files {
     pub fn plan(&self, ino: InodeId, range: Range<u64>) -> Option<Vec<Planned>> {
         let file = self.find(ino)?;
         let state = file.state.read();
-        let attributes = state.attributes?;
+        let attributes = state.current_attributes()?;
         let layers = state.layers();
         if layers.is_empty() {
             return None;

@@ -11,9 +11,11 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
+use super::iomode::Modes;
 use super::layers::Layer;
+use super::opening::Backing;
 use super::session::{Frozen, Staged};
-use crate::clock::Timestamp;
+use crate::clock::{Instant, Timestamp};
 use crate::id::InodeId;
 
 /// An inode that is open, dirty, or waiting for its seal.
@@ -28,8 +30,12 @@ pub struct LiveFile {
 /// What changes about a live file.
 #[derive(Debug)]
 pub struct State {
-    /// Open handles.
-    pub opens: u32,
+    /// Open handles, and how the kernel does their I/O.
+    pub modes: Modes<Backing>,
+    /// Since when it is closed and yet not sealed, as a mapping may still be written through (S4).
+    pub mapped_since: Option<Instant>,
+    /// Its backing file is being copied (P4).
+    pub exporting: bool,
     /// It lost its last name: no slot, no seal, its bytes go with the last close.
     pub unnamed: bool,
     /// Removed from the table: whoever still holds it must look the inode up again.
@@ -58,7 +64,9 @@ impl LiveFile {
             ino,
             syncing: Mutex::new(()),
             state: RwLock::new(State {
-                opens: 0,
+                modes: Modes::default(),
+                mapped_since: None,
+                exporting: false,
                 unnamed: false,
                 dead: false,
                 parent,
@@ -71,6 +79,17 @@ impl LiveFile {
 }
 
 impl State {
+    /// Open handles.
+    pub fn opens(&self) -> u32 {
+        self.modes.opens()
+    }
+
+    /// Size and times as programs must see them now.
+    pub fn current_attributes(&self) -> Option<Attributes> {
+        let attributes = self.attributes?;
+        Some(self.staged.as_ref().map_or(attributes, |staged| staged.observed(attributes)))
+    }
+
     /// Sessions as layers, newest first.
     pub fn layers(&self) -> Vec<Layer<'_>> {
         self.staged.iter().map(Staged::layer).chain(self.frozen.iter().map(|frozen| frozen.layer())).collect()
@@ -78,6 +97,6 @@ impl State {
 
     /// Nothing holds it any more: not open, no session.
     pub fn is_idle(&self) -> bool {
-        self.opens == 0 && self.staged.is_none() && self.frozen.is_empty()
+        self.opens() == 0 && !self.exporting && self.staged.is_none() && self.frozen.is_empty()
     }
 }

@@ -9,11 +9,14 @@
 //! ```
 
 pub mod births;
+pub mod export;
 pub mod files;
 pub mod gather;
 pub mod io;
+pub mod iomode;
 pub mod layers;
 pub mod live;
+pub mod opening;
 pub mod pipeline;
 #[cfg(test)]
 pub(crate) mod pipeline_tests;
@@ -24,5 +27,6 @@ pub mod session;
 pub mod share;
 pub mod slots;
 pub mod trouble;
+pub mod watch;
 
 pub use files::{Files, Options};

@@ -471,7 +471,7 @@ impl Files {
         {
             let mut state = job.file.state.write();
             self.space.add(-(job.frozen.accounted as i64));
-            if end != End::Committed && state.opens > 0 {
+            if end != End::Committed && state.opens() > 0 {
                 // Still read through an open handle: the descriptor keeps its bytes, whatever becomes of the name.
                 match self.open_files.files().open(&job.frozen.path) {
                     Ok(file) => drop(job.frozen.kept.set(Arc::new(file))),

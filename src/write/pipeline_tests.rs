@@ -14,6 +14,8 @@ use crate::meta::{self, Meta, testing};
 use crate::read::{Fetcher, Outcome, Reader};
 use crate::recovery;
 use crate::write::io::Fallocate;
+use crate::write::iomode::Wish;
+use crate::write::opening::{Handle, NoKernel};
 use crate::write::pipeline::Pipeline;
 use crate::write::{Files, Options};
 
@@ -61,13 +63,22 @@ impl Mount {
 
     pub(crate) fn create(&self, name: &[u8]) -> InodeId {
         let ino = self.meta.write(|tx| Ok(testing::file(tx, name))).unwrap();
-        self.files.open(ino, InodeId::ROOT);
+        self.open(ino);
         ino
+    }
+
+    pub(crate) fn open(&self, ino: InodeId) {
+        let wish = Wish { reads: true, writes: true, ..Wish::default() };
+        self.files.open(ino, InodeId::ROOT, &wish, None, &mut NoKernel::default()).unwrap();
+    }
+
+    pub(crate) fn release(&self, ino: InodeId) {
+        self.files.release(ino, Handle::from_number(0)).unwrap();
     }
 
     pub(crate) fn close(&self, ino: InodeId) {
         self.files.flush(ino).unwrap();
-        self.files.release(ino).unwrap();
+        self.release(ino);
     }
 
     pub(crate) fn settle(&self) {
@@ -136,7 +147,7 @@ fn an_overwrite_in_place_makes_one_small_chunk() {
     mount.files.write(ino, 0, &content).unwrap();
     mount.close(ino);
     mount.settle();
-    mount.files.open(ino, InodeId::ROOT);
+    mount.open(ino);
     mount.files.write(ino, 70_000, b"hello").unwrap();
     content[70_000..70_005].copy_from_slice(b"hello");
     assert_eq!(mount.read(ino, 0, 1 << 20), content, "the base shows through");
@@ -170,7 +181,7 @@ fn small_files_of_a_moment_share_chunks() {
             ino
         })
         .collect();
-    inodes.iter().for_each(|&ino| mount.files.release(ino).unwrap());
+    inodes.iter().for_each(|&ino| mount.release(ino));
     mount.settle();
     let chunks = mount.count("SELECT count(*) FROM chunk");
     assert!(chunks < 20, "200 files of 500 bytes took {chunks} chunks");
@@ -186,7 +197,7 @@ fn truncate_and_holes_read_as_zeros_in_every_layer() {
     mount.files.write(ino, 0, &[7; 20_000]).unwrap();
     mount.close(ino);
     mount.settle();
-    mount.files.open(ino, InodeId::ROOT);
+    mount.open(ino);
     mount.files.truncate(ino, 10_000, clock::now()).unwrap();
     mount.files.truncate(ino, 20_000, clock::now()).unwrap();
     mount.files.fallocate(ino, 1000..2000, Fallocate::Zero { keep_size: true }).unwrap();
@@ -264,7 +275,7 @@ fn content_of_an_unnamed_open_file_stays_readable_and_is_not_committed() {
     }
     let read = mount.read(ino, 0, 100);
     assert_eq!((read[0], read[50], read[60]), (7, 8, 7));
-    mount.files.release(ino).unwrap();
+    mount.release(ino);
     assert!(!mount.files.is_open(ino));
 }
 

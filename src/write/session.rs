@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -16,7 +17,9 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::layers::Layer;
+use super::live::Attributes;
 use super::ranges::{self, RangeSet};
+use super::watch::{Seen, Watch};
 use crate::chunk::file::{ChunkFiles, SessionName, ranges_path, unsynced_path};
 use crate::clock::Instant;
 use crate::id::{Generation, InodeId, SessionId};
@@ -55,6 +58,9 @@ pub struct Staged {
     unchecked: u64,
     /// Counts its descriptors as long as it holds them.
     pub permit: Option<Permit>,
+    /// Its file is, or was, a backing file of the kernel: `file` is open for reading only then, and what is written is seen
+    /// by looking at the file.
+    pub backing: Option<Watch>,
 }
 
 /// The descriptors of one session that takes writes.
@@ -170,12 +176,62 @@ impl Staged {
             accounted: 0,
             unchecked: 0,
             permit: None,
+            backing: None,
         })
+    }
+
+    /// Makes its file a backing file of the kernel: what `register` gets is open for reading only, as a writable descriptor
+    /// of ours would hide from the lease whether somebody else can write (S4).
+    pub fn back<T>(&mut self, files: &ChunkFiles, register: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
+        let reader = Arc::new(files.open(&self.path)?);
+        let registered = register(&reader)?;
+        self.backing = Some(Watch::new(&reader)?);
+        self.file = reader;
+        Ok(registered)
+    }
+
+    /// What its file is written through: of a backing file a descriptor that goes at once.
+    fn writer(&self) -> io::Result<Arc<File>> {
+        if self.backing.is_none() {
+            return Ok(self.file.clone());
+        }
+        // By its descriptor: a file of an inode without a name may have none either.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        Ok(Arc::new(File::options().write(true).open(path)?))
+    }
+
+    /// Looks whether a backing file was written to since the last look, and if so counts it and tells `attributes`. A size
+    /// is always the file's.
+    pub fn observe(&mut self, attributes: &mut Attributes) -> io::Result<()> {
+        let Some(watch) = &mut self.backing else { return Ok(()) };
+        let now = Seen::of(&self.file)?;
+        if now != watch.seen || watch.may_lie() {
+            self.dirtyings += 1;
+        }
+        *attributes = watch.seen.moved_to(&now, *attributes);
+        watch.seen = now;
+        Ok(())
+    }
+
+    /// What [`Staged::observe`] would tell.
+    pub fn observed(&self, attributes: Attributes) -> Attributes {
+        match &self.backing {
+            Some(watch) => Seen::of(&self.file).map_or(attributes, |now| watch.seen.moved_to(&now, attributes)),
+            None => attributes,
+        }
+    }
+
+    /// Takes a change of ours to a backing file, whose times are known better, as seen.
+    pub fn changed_by_us(&mut self) -> io::Result<()> {
+        if let Some(watch) = &mut self.backing {
+            watch.seen = Seen::of(&self.file)?;
+        }
+        Ok(())
     }
 
     /// Writes `data` at `offset`: data, then the range record (S6); the caller replies after.
     pub fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(data, offset)?;
+        self.writer()?.write_all_at(data, offset)?;
         failpoint::pass(Point::Ranges);
         self.dirtied(offset..offset + data.len() as u64)
     }
@@ -183,7 +239,7 @@ impl Staged {
     /// A write failed, perhaps after some of its bytes (the disk is full). What it left beyond `size`, which the file had
     /// before, must not come into view when the file grows, nor be taken for content after a kill.
     pub fn take_back(&self, size: u64) {
-        let cut = || if self.file.metadata()?.len() > size { self.file.set_len(size) } else { Ok(()) };
+        let cut = || if self.file.metadata()?.len() > size { self.writer()?.set_len(size) } else { Ok(()) };
         if let Err(error) = cut() {
             tracing::warn!(path = %self.path, %error, "what a failed write left could not be taken back");
         }
@@ -191,7 +247,7 @@ impl Staged {
 
     /// Cuts or extends the file to `size` bytes. Bytes that come into view again later are zeros.
     pub fn set_size(&mut self, size: u64) -> io::Result<()> {
-        self.file.set_len(size)?;
+        self.writer()?.set_len(size)?;
         if size < self.base_limit {
             // The row learns of the lower limit with the next slot only: until then the record says that what was cut off
             // does not show through again when the file grows. Recovery cuts it at the length of the file.
@@ -211,7 +267,7 @@ impl Staged {
             return Ok(());
         }
         fallocate(
-            &*self.file,
+            &*self.writer()?,
             FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
             range.start,
             range.end - range.start,
@@ -224,7 +280,7 @@ impl Staged {
     pub fn allocate(&mut self, range: Range<u64>, keep_size: bool) -> io::Result<()> {
         let flags = if keep_size { FallocateFlags::KEEP_SIZE } else { FallocateFlags::empty() };
         if self.whole {
-            fallocate(&*self.file, flags, range.start, range.end - range.start)?;
+            fallocate(&*self.writer()?, flags, range.start, range.end - range.start)?;
         } else if !keep_size && self.file.metadata()?.len() < range.end {
             self.file.set_len(range.end)?;
         }
@@ -277,7 +333,7 @@ impl Staged {
         let before = self.accounted;
         self.accounted += written;
         self.unchecked += written;
-        if self.unchecked >= ACCOUNT_CHECK {
+        if self.unchecked >= ACCOUNT_CHECK || self.backing.is_some() {
             self.unchecked = 0;
             self.accounted = self.allocated();
         }
@@ -287,6 +343,16 @@ impl Staged {
     /// Dirty since its last slot, or never had one.
     pub fn is_dirty(&self) -> bool {
         self.dirtyings != self.slot_dirtyings
+    }
+
+    /// A copy of its bytes as of `dirtyings` has its slot now: the session goes on without one.
+    pub fn handed_over(&mut self, dirtyings: u64, now: Instant) {
+        self.slot_dirtyings = dirtyings;
+        self.has_slot = false;
+        self.fsynced = false;
+        self.synced_size = None;
+        self.slot_synced_size = None;
+        self.began = now;
     }
 
     /// Ends writing: the descriptors are closed.
@@ -316,6 +382,20 @@ impl Staged {
 }
 
 impl Frozen {
+    /// A file of `size` bytes that holds all of the content.
+    pub fn whole(id: SessionId, path: String, size: u64) -> Frozen {
+        Frozen {
+            id,
+            whole: true,
+            base_limit: 0,
+            path,
+            ranges: RangeSet::default(),
+            size,
+            accounted: 0,
+            kept: OnceLock::new(),
+        }
+    }
+
     /// The session as a layer of content.
     pub fn layer(&self) -> Layer<'_> {
         Layer { whole: self.whole, base_limit: self.base_limit, ranges: &self.ranges }

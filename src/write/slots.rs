@@ -39,6 +39,7 @@ impl Files {
         let Some(file) = self.find(ino) else { return Ok(()) };
         let writeback = {
             let mut state = file.state.write();
+            self.observe(ino, &mut state)?;
             if !state.staged.as_ref().is_some_and(|staged| staged.is_dirty()) {
                 return self.troubles.check(ino);
             }
@@ -152,6 +153,7 @@ impl Files {
         point.sync_record().map_err(|e| failed("sync of the range record", e))?;
         failpoint::pass(Point::Marked);
         let mut state = file.state.write();
+        self.observe(file.ino, &mut state)?;
         let Some(staged) = &mut state.staged else { return Ok(()) };
         staged.entry_synced = true;
         // Also when only the synced size is news: a close in between renewed the slot with the old one.
@@ -171,9 +173,12 @@ impl Files {
         inos.sort_unstable();
         inos.dedup();
         let files: Vec<Arc<LiveFile>> = inos.into_iter().filter_map(|ino| self.find(ino)).collect();
-        let mut dirty: Vec<_> = files
-            .iter()
-            .map(|file| (file.ino, file.state.write()))
+        let mut live: Vec<_> = files.iter().map(|file| (file.ino, file.state.write())).collect();
+        for (ino, state) in &mut live {
+            self.observe(*ino, state)?;
+        }
+        let mut dirty: Vec<_> = live
+            .into_iter()
             .filter(|(_, state)| !state.unnamed && state.staged.as_ref().is_some_and(|staged| staged.is_dirty()))
             .collect();
         let claims: Vec<SlotRequest> = dirty.iter().filter_map(|(ino, state)| request(*ino, state, false)).collect();
@@ -202,8 +207,10 @@ impl Files {
     }
 
     /// Rotation (O8): one cut of the whole filesystem. Every dirty open session takes its slot in one transaction, as one
-    /// unit, and goes to the sealers; later writes begin fresh sessions. Returns the journal head of the cut.
+    /// unit, and goes to the sealers; later writes begin fresh sessions. Files that the kernel writes into itself cannot be
+    /// cut: copies of them are taken before (P4). Returns the journal head of the cut.
     pub fn rotate(&self) -> Result<Seq> {
+        self.export_where(|_, _| true)?;
         self.cut(None, |_| true)
     }
 
@@ -212,6 +219,7 @@ impl Files {
     /// has no name, and so nothing to be acknowledged.
     pub fn cut_for(&self, ino: InodeId) -> Result<Option<Seq>> {
         let own = self.find(ino);
+        self.export_where(|of, staged| of == ino || staged.fsynced)?;
         self.cut(own.as_ref(), |staged| staged.fsynced)?;
         match self.meta.inode(ino) {
             Ok(inode) if inode.nlink > 0 => Ok(Some(inode.last_seq)),
@@ -240,7 +248,8 @@ impl Files {
         }
         // A session that began, and whose first change failed, has nothing that could take a place.
         cut.retain(|(_, state, _)| {
-            !state.unnamed && state.staged.as_ref().is_some_and(|staged| staged.is_dirty() || staged.has_slot)
+            let is_ours = |staged: &Staged| staged.backing.is_none() && (staged.is_dirty() || staged.has_slot);
+            !state.unnamed && state.staged.as_ref().is_some_and(is_ours)
         });
         let requests: Vec<SlotRequest> =
             cut.iter().filter_map(|(file, state, _)| request(file.ino, state, false)).collect();
@@ -276,22 +285,23 @@ impl Files {
         for file in self.all() {
             let unfinished = {
                 let state = file.state.read();
-                if let Some(staged) = state.staged.as_ref().filter(|_| !state.unnamed) {
+                if let Some(staged) = state.staged.as_ref().filter(|staged| !state.unnamed && staged.backing.is_none())
+                {
                     let age = now.since(staged.began);
                     due |= age >= rotation.after || (staged.fsynced && age >= rotation.synced_after);
                 }
-                state.opens == 0 && state.staged.is_some()
+                state.opens() == 0 && state.staged.is_some()
             };
             if unfinished {
                 let _syncing = file.syncing.lock();
                 let mut state = file.state.write();
-                if state.opens == 0 {
+                if state.opens() == 0 {
                     self.close_last(&file, &mut state)?;
                 }
             }
             self.forget_if_idle(&file);
         }
-        if due { self.rotate().map(drop) } else { Ok(()) }
+        if due { self.cut(None, |_| true).map(drop) } else { Ok(()) }
     }
 }
 
@@ -311,7 +321,8 @@ fn request(ino: InodeId, state: &State, fsynced: bool) -> Option<SlotRequest> {
     })
 }
 
-fn reserved(state: &mut State, fsynced: bool) {
+/// The slot of the staged session stands, and covers everything up to now.
+pub(super) fn reserved(state: &mut State, fsynced: bool) {
     if let Some(staged) = &mut state.staged {
         staged.slot_dirtyings = staged.dirtyings;
         staged.slot_synced_size = staged.synced_size;

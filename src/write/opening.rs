@@ -1,0 +1,266 @@
+//! Opening and releasing: how the kernel does the I/O of each handle, and what must happen to the content before.
+//!
+//! Owns: carrying out what `iomode` decides, under the inode's lock up to the reply; handles; whether the mount has
+//! passthrough at all.
+//! Does not own: the decision (`iomode`), the kernel's side (`fuse`), the end of a session (`files`).
+
+use std::any::Any;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::files::{Files, local_error};
+use super::iomode::{Content, Decision, Io, Wish};
+use super::live::{Attributes, State};
+use super::session::{Staged, remove_files};
+use crate::clock::{self, Timestamp};
+use crate::id::InodeId;
+use crate::meta::Result;
+
+/// A registered backing file; the kernel forgets it when this is dropped.
+pub type Backing = Arc<dyn Any + Send + Sync>;
+
+/// The kernel's side of one open.
+pub trait Kernel {
+    /// Registers a file that is open for reading only.
+    fn register(&self, file: &File) -> io::Result<Backing>;
+
+    /// Answers. Called once at most, under the inode's lock: no other open of it is answered in between.
+    fn opened(&mut self, opened: &Opened, backing: Option<&Backing>);
+}
+
+/// An open file as the kernel knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// To be given back with each operation.
+    pub handle: Handle,
+    /// The kernel's pages of the file are still right: this mount is the only writer.
+    pub keep_cache: bool,
+    /// FLUSH has nothing to say: the descriptor cannot write.
+    pub noflush: bool,
+}
+
+/// What is to be known of an open when it is used and released: no table of handles is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Handle {
+    pub reads: bool,
+    pub writes: bool,
+    /// Each write is synced before it returns (`O_SYNC`, `O_DSYNC`).
+    pub syncs: bool,
+    pub io: Io,
+}
+
+const READS: u64 = 1;
+const WRITES: u64 = 2;
+const SYNCS: u64 = 4;
+const PASSTHROUGH: u64 = 8;
+const DIRECT: u64 = 16;
+
+impl Handle {
+    fn new(wish: &Wish, io: Io) -> Handle {
+        Handle { reads: wish.reads, writes: wish.writes, syncs: wish.writes && wish.syncs, io }
+    }
+
+    /// As the number that the kernel keeps.
+    pub fn number(self) -> u64 {
+        let io = match self.io {
+            Io::Plain => 0,
+            Io::Passthrough => PASSTHROUGH,
+            Io::Direct => DIRECT,
+        };
+        let bit = |set, bit| if set { bit } else { 0 };
+        bit(self.reads, READS) | bit(self.writes, WRITES) | bit(self.syncs, SYNCS) | io
+    }
+
+    /// The handle of a number.
+    pub fn from_number(number: u64) -> Handle {
+        let has = |bit| number & bit != 0;
+        let io = match (has(PASSTHROUGH), has(DIRECT)) {
+            (true, _) => Io::Passthrough,
+            (_, true) => Io::Direct,
+            _ => Io::Plain,
+        };
+        Handle { reads: has(READS), writes: has(WRITES), syncs: has(SYNCS), io }
+    }
+
+    /// A descriptor that may leave a mapping behind which still writes.
+    pub fn is_mappable(self) -> bool {
+        self.io != Io::Plain && self.reads && self.writes
+    }
+}
+
+/// Whether the mount has passthrough.
+#[derive(Debug, Default)]
+pub struct Passthrough {
+    on: AtomicBool,
+}
+
+impl Passthrough {
+    /// Offers it from now on.
+    pub fn enable(&self) {
+        self.on.store(true, Ordering::Release);
+    }
+
+    /// True while it is offered.
+    pub fn is_on(&self) -> bool {
+        self.on.load(Ordering::Acquire)
+    }
+
+    /// A backing file could not be registered. What will not get better turns passthrough off.
+    fn refused(&self, error: &io::Error) {
+        let for_good = matches!(
+            error.raw_os_error(),
+            Some(libc::EPERM | libc::ELOOP | libc::ENOTTY | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS)
+        );
+        if for_good {
+            self.on.store(false, Ordering::Release);
+        }
+        tracing::warn!(%error, for_good, "no passthrough: the kernel does not take a backing file");
+    }
+}
+
+impl Files {
+    /// Opens a regular file that exists, empties it if `truncate` says when, and answers. `parent` is the directory it was
+    /// found in, if known.
+    pub fn open(
+        &self,
+        ino: InodeId,
+        parent: InodeId,
+        wish: &Wish,
+        truncate: Option<Timestamp>,
+        kernel: &mut dyn Kernel,
+    ) -> Result<()> {
+        let _gate = wish.fresh.then(|| self.gate.read());
+        let (file, result) = self
+            .with_live(ino, parent, |file, state| (file.clone(), self.open_locked(ino, state, wish, truncate, kernel)));
+        if result.is_err() {
+            self.forget_if_idle(&file);
+        }
+        result
+    }
+
+    fn open_locked(
+        &self,
+        ino: InodeId,
+        state: &mut State,
+        wish: &Wish,
+        truncate: Option<Timestamp>,
+        kernel: &mut dyn Kernel,
+    ) -> Result<()> {
+        let content = match &state.staged {
+            Some(staged) if staged.backing.is_some() => Content::Backing,
+            Some(_) => Content::Staged,
+            None => Content::Settled { image: false },
+        };
+        let offered = self.passthrough.is_on() && self.space.has_room_to_spare();
+        let (io, registered) = match state.modes.decide(content, wish, offered) {
+            Decision::Begin => match self.begin_backing(ino, state, truncate, kernel)? {
+                Some(registered) => (Io::Passthrough, Some(registered)),
+                None => {
+                    self.truncate_locked(ino, state, truncate)?;
+                    (Io::Plain, None)
+                }
+            },
+            Decision::Join(io) | Decision::Thaw(io) => {
+                let registered = match (state.modes.backing(), &state.staged) {
+                    (None, Some(staged)) => Some(
+                        kernel
+                            .register(&staged.file)
+                            .map_err(|e| local_error(format!("register the file of inode {ino}"), e))?,
+                    ),
+                    _ => None,
+                };
+                self.truncate_locked(ino, state, truncate)?;
+                (io, registered)
+            }
+            Decision::Plain | Decision::Image => {
+                self.truncate_locked(ino, state, truncate)?;
+                (Io::Plain, None)
+            }
+        };
+        let handle = Handle::new(wish, io);
+        if handle.is_mappable()
+            && let Some(watch) = state.staged.as_mut().and_then(|staged| staged.backing.as_mut())
+        {
+            watch.mappable = true;
+        }
+        state.mapped_since = None;
+        state.modes.opened(io, registered);
+        // A passthrough open that claimed the kernel's cache would be refused by it.
+        let opened = Opened { handle, keep_cache: io == Io::Plain, noflush: !wish.writes };
+        kernel.opened(&opened, state.modes.backing().filter(|_| io != Io::Plain));
+        Ok(())
+    }
+
+    fn truncate_locked(&self, ino: InodeId, state: &mut State, truncate: Option<Timestamp>) -> Result<()> {
+        truncate.map_or(Ok(()), |time| self.set_size(ino, state, 0, time))
+    }
+
+    /// Begins a session on a backing file. `None`: the kernel does not take it; the session will be a plain one.
+    fn begin_backing(
+        &self,
+        ino: InodeId,
+        state: &mut State,
+        truncate: Option<Timestamp>,
+        kernel: &mut dyn Kernel,
+    ) -> Result<Option<Backing>> {
+        let inode = self.meta.inode(ino)?;
+        let known = state.attributes.unwrap_or(Attributes { size: inode.size, mtime: inode.mtime, ctime: inode.ctime });
+        let session = self.next_session();
+        let files = self.chunk_files();
+        let mut staged = Staged::begin(files, session, ino, inode.generation, true, 0, clock::instant())
+            .map_err(|source| local_error(format!("begin session {session} of inode {ino}"), source))?;
+        let registered = match staged.back(files, |file| kernel.register(file)) {
+            Ok(registered) => registered,
+            Err(error) => {
+                self.passthrough.refused(&error);
+                remove_files(files, &staged.path)
+                    .map_err(|source| local_error(format!("give up session {session} of inode {ino}"), source))?;
+                return Ok(None);
+            }
+        };
+        state.attributes = Some(match truncate {
+            Some(time) => {
+                staged.dirtyings += 1;
+                Attributes { size: 0, mtime: time, ctime: time }
+            }
+            None => known,
+        });
+        state.staged = Some(staged);
+        Ok(Some(registered))
+    }
+}
+
+/// No kernel: every open is plain.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub struct NoKernel {
+    pub opened: Option<Opened>,
+}
+
+#[cfg(test)]
+impl Kernel for NoKernel {
+    fn register(&self, _: &File) -> io::Result<Backing> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn opened(&mut self, opened: &Opened, _: Option<&Backing>) {
+        self.opened = Some(*opened);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_survives_being_a_number() {
+        for number in 0..32 {
+            let handle = Handle::from_number(number);
+            assert_eq!(Handle::from_number(handle.number()), handle);
+        }
+        let wish = Wish { reads: true, syncs: true, ..Wish::default() };
+        assert!(!Handle::new(&wish, Io::Plain).syncs, "who does not write has nothing to sync");
+    }
+}

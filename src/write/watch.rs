@@ -1,0 +1,120 @@
+//! What can be seen of writing into a backing file: its size and times (P6).
+//!
+//! Owns: comparing two looks at the file, what they mean for the attributes that programs see.
+//! Does not own: when to look (`session`, `slots`).
+//!
+//! The kernel tells us of no write. Since Linux 6.13 a time that was looked at is never used for a later change again; on
+//! older kernels two writes within a tick look alike, and a store into a page that is dirty already changes no time on any
+//! kernel. So what may have changed unseen counts as changed.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
+
+use super::live::Attributes;
+use crate::clock::Timestamp;
+
+/// One look at a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Bytes.
+    pub size: u64,
+    mtime: Timestamp,
+    ctime: Timestamp,
+}
+
+impl Seen {
+    /// Looks.
+    pub fn of(file: &File) -> io::Result<Seen> {
+        let metadata = file.metadata()?;
+        let time = |secs, nanos: i64| Timestamp::new(secs, nanos as u32).map_err(io::Error::other);
+        Ok(Seen {
+            size: metadata.len(),
+            mtime: time(metadata.mtime(), metadata.mtime_nsec())?,
+            ctime: time(metadata.ctime(), metadata.ctime_nsec())?,
+        })
+    }
+
+    /// What a file whose attributes were `known` at this look shows at the look `now`: a time that did not move stays as
+    /// it is known, so that `utimens` needs no word to the backing file.
+    pub fn moved_to(&self, now: &Seen, known: Attributes) -> Attributes {
+        Attributes {
+            size: now.size,
+            mtime: if now.mtime == self.mtime { known.mtime } else { now.mtime },
+            ctime: if now.ctime == self.ctime { known.ctime } else { known.ctime.max(now.ctime) },
+        }
+    }
+}
+
+/// A backing file under watch.
+#[derive(Debug, Clone, Copy)]
+pub struct Watch {
+    /// The last look.
+    pub seen: Seen,
+    /// A descriptor that can be mapped for writing had it open.
+    pub mappable: bool,
+    fine_times: bool,
+}
+
+impl Watch {
+    /// From now on.
+    pub fn new(file: &File) -> io::Result<Watch> {
+        let filesystem = rustix::fs::fstatfs(file)?.f_type as u64;
+        let fine_times = kernel_is_fine() && FINE_FILESYSTEMS.contains(&filesystem);
+        Ok(Watch { seen: Seen::of(file)?, mappable: false, fine_times })
+    }
+
+    /// True if it is not as at the last look.
+    pub fn has_moved(&self, file: &File) -> bool {
+        Seen::of(file).is_ok_and(|now| now != self.seen)
+    }
+
+    /// True if it may have changed though a second look is as the first.
+    pub fn may_lie(&self) -> bool {
+        self.mappable || !self.fine_times
+    }
+}
+
+/// ext4, xfs, btrfs, tmpfs: those that draw times which were looked at finely.
+const FINE_FILESYSTEMS: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
+
+fn kernel_is_fine() -> bool {
+    static FINE: OnceLock<bool> = OnceLock::new();
+    *FINE.get_or_init(|| is_fine(&rustix::system::uname().release().to_string_lossy()))
+}
+
+fn is_fine(release: &str) -> bool {
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(|number| number.parse::<u32>().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) >= (6, 13),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::new(second, 0).unwrap()
+    }
+
+    #[test]
+    fn p6_times_move_with_the_file_and_what_utimens_set_stays_until_they_do() {
+        let first = Seen { size: 5, mtime: at(10), ctime: at(10) };
+        let set = Attributes { size: 5, mtime: at(1), ctime: at(20) };
+        assert_eq!(first.moved_to(&first, set), set);
+        let written = Seen { size: 9, mtime: at(15), ctime: at(15) };
+        assert_eq!(first.moved_to(&written, set), Attributes { size: 9, mtime: at(15), ctime: at(20) });
+    }
+
+    #[test]
+    fn p6_below_6_13_two_writes_may_look_alike() {
+        for (release, fine) in
+            [("6.12.9-amd64", false), ("6.13", true), ("6.18.44", true), ("7.0-rc1", true), ("x", false)]
+        {
+            assert_eq!(is_fine(release), fine, "{release}");
+        }
+    }
+}
