@@ -63,7 +63,7 @@ impl Files {
         let Some(watch) = &staged.backing else { return false };
         let age = now.since(staged.began);
         let due = age >= rotation.after || (staged.fsynced && age >= rotation.synced_after);
-        if !due || !(staged.has_slot || staged.is_dirty() || watch.has_moved(&staged.file)) {
+        if !due || !(staged.has_slot || staged.is_dirty_by_now()) {
             return false;
         }
         let large = watch.seen.size > COPIED_MAX && !self.shares_blocks();
@@ -174,8 +174,9 @@ impl Files {
     /// names its file now, so that may get the name that belongs to the number.
     fn renumber(&self, ino: InodeId, staged: &mut Staged) {
         let name = SessionName { session: self.next_session(), ino, base: staged.base, whole: true };
-        match self.chunk_files().rename(&staged.path, &name.path()) {
-            Ok(()) => (staged.id, staged.path) = (name.session, name.path()),
+        let renamed = self.chunk_files().rename(&staged.path, &name.path());
+        match renamed.and_then(|()| staged.renamed(name.session, name.path())) {
+            Ok(()) => {}
             Err(error) => {
                 tracing::warn!(path = %staged.path, %error, "the file of an open session keeps its old number")
             }

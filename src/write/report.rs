@@ -2,6 +2,7 @@
 
 use super::Files;
 use super::live::State;
+use super::session::Staged;
 use crate::id::InodeId;
 
 /// Bytes that no commit has yet.
@@ -21,8 +22,10 @@ impl Files {
             if state.unnamed {
                 return;
             }
-            sum.unplaced += u64::from(state.staged.as_ref().is_some_and(|staged| staged.is_dirty()));
-            let staged = state.staged.as_ref().map_or(0, |staged| staged.allocated());
+            sum.unplaced += u64::from(state.staged.as_ref().is_some_and(|staged| staged.is_dirty_by_now()));
+            // What an open file holds beyond its copy that was committed (P4): nothing, until it is written to again.
+            let waits = |staged: &&Staged| staged.has_slot || staged.is_dirty_by_now();
+            let staged = state.staged.as_ref().filter(waits).map_or(0, |staged| staged.allocated());
             sum.bytes += staged + state.frozen.iter().map(|frozen| frozen.accounted).sum::<u64>();
         };
         match inode {

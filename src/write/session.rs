@@ -352,7 +352,23 @@ impl Staged {
         self.fsynced = false;
         self.synced_size = None;
         self.slot_synced_size = None;
+        self.entry_synced = false;
         self.began = now;
+    }
+
+    /// Takes the new name of its file, which changes its ctime.
+    pub fn renamed(&mut self, id: SessionId, path: String) -> io::Result<()> {
+        (self.id, self.path) = (id, path);
+        match &mut self.backing {
+            Some(watch) => watch.renamed(Seen::of(&self.file)?),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The same, after a look at a backing file that the kernel may have written to since the last one.
+    pub fn is_dirty_by_now(&self) -> bool {
+        self.is_dirty() || self.backing.as_ref().is_some_and(|watch| watch.has_moved(&self.file))
     }
 
     /// Ends writing: the descriptors are closed.

@@ -70,6 +70,13 @@ impl Watch {
         Seen::of(file).is_ok_and(|now| now != self.seen)
     }
 
+    /// Takes a look after a rename as seen, unless more than that happened: a write moves the mtime too.
+    pub fn renamed(&mut self, now: Seen) {
+        if (now.size, now.mtime) == (self.seen.size, self.seen.mtime) {
+            self.seen = now;
+        }
+    }
+
     /// True if it may have changed though a second look is as the first.
     pub fn may_lie(&self) -> bool {
         self.mappable || !self.fine_times

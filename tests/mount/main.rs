@@ -15,6 +15,7 @@ mod fixtures;
 mod fstab;
 mod interruption;
 mod outage;
+mod passthrough;
 mod programs;
 mod scrub;
 mod targets;
