@@ -210,7 +210,8 @@ impl Space {
 
     /// True if a program may be let write unseen (D2): nothing slows it down before the disk is full.
     pub fn has_room_to_spare(&self) -> bool {
-        has_room_to_spare(self.limits, self.used(), self.free.load(Ordering::Relaxed))
+        let limits = Limits { free_min: self.free_min(), ..self.limits };
+        has_room_to_spare(limits, self.used(), self.free.load(Ordering::Relaxed))
     }
 
     /// True while eviction should go on.

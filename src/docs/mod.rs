@@ -71,4 +71,7 @@ pub mod decisions {
 
     #[doc = include_str!("decisions/acknowledgement.md")]
     pub mod acknowledgement {}
+
+    #[doc = include_str!("decisions/passthrough.md")]
+    pub mod passthrough {}
 }

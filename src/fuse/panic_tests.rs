@@ -45,7 +45,7 @@ fn a_panic_in_any_handler_fails_that_call_only() {
     let (rig, panics) = (Rig::new(), Arc::new(AtomicU64::new(0)));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mount = MountOptions { source: "panics".into(), ..MountOptions::default() };
-    let options = Options { mount, runtime: runtime.handle().clone(), panics: panics.clone() };
+    let options = Options { mount, runtime: runtime.handle().clone(), panics: panics.clone(), passthrough: false };
     let session = Session::start(rig.vfs.clone(), &mnt, &options).unwrap();
     let _mounted = Mounted(&mnt, Some(session));
     let at = |name: &str| mnt.join(name);

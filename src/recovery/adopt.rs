@@ -48,6 +48,8 @@ pub fn adopt(files: &ChunkFiles, path: &str) -> io::Result<bool> {
         }
         copy::bytes(&original, &own, || true)?;
     }
+    // Its slot takes the time of its youngest bytes (O1).
+    own.set_times(std::fs::FileTimes::new().set_modified(original.metadata()?.modified()?))?;
     own.sync_all()?;
     set_immutable(&original, false)?;
     let (named, other) = (files.locate(path), files.locate(&temporary));

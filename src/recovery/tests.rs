@@ -75,7 +75,7 @@ fn s6_a_kill_after_a_power_cut_brings_nothing_back_that_the_cut_took() {
     drop(mount);
     let ino = committed(dir.path(), b"a");
     let mount = Mount::after(dir.path(), false, "boot");
-    mount.files.open(ino, InodeId::ROOT);
+    mount.open(ino);
     mount.files.write(ino, 0, b"synced").unwrap();
     mount.files.fsync(ino, crate::clock::instant() + PATIENCE).unwrap();
     mount.files.write(ino, 50, b"lost with the power").unwrap();
@@ -121,7 +121,7 @@ fn d8_a_session_with_too_many_ranges_rotates() {
     drop(mount);
     let ino = committed(dir.path(), b"a");
     let mount = Mount::after(dir.path(), false, "boot");
-    mount.files.open(ino, InodeId::ROOT);
+    mount.open(ino);
     for index in 0..RANGES_MAX as u64 + 10 {
         mount.files.write(ino, index * 2, &[9]).unwrap();
     }
@@ -137,7 +137,7 @@ fn a_session_whose_first_change_failed_leaves_nothing() {
     drop(mount);
     let ino = committed(dir.path(), b"a");
     let mount = Mount::after(dir.path(), true, "boot");
-    mount.files.open(ino, InodeId::ROOT);
+    mount.open(ino);
     if mount.files.write(ino, write::io::SIZE_MAX - 10, &[1; 5]).is_ok() {
         eprintln!("SKIPPED: this filesystem has files of any size");
         return;
@@ -162,7 +162,7 @@ fn s3_bytes_of_a_file_that_lost_its_name_stay_until_that_is_durable() {
     };
     assert_eq!(chunk_files(), 1);
     mount.files.unnamed(ino);
-    mount.files.release(ino).unwrap();
+    mount.release(ino);
     assert_eq!(chunk_files(), 1, "a power cut now brings the name back");
     mount.files.remove_doomed().unwrap();
     assert_eq!(chunk_files(), 0);
@@ -176,7 +176,7 @@ fn a_read_only_mount_shows_what_recovery_would_make_and_changes_nothing() {
     let (synced, lost) = (committed(dir.path(), b"synced"), committed(dir.path(), b"lost"));
     let mount = Mount::after(dir.path(), false, "boot");
     for ino in [synced, lost] {
-        mount.files.open(ino, InodeId::ROOT);
+        mount.open(ino);
         mount.files.write(ino, 90, &[9; 20]).unwrap();
     }
     mount.files.fsync(synced, crate::clock::instant() + PATIENCE).unwrap();

@@ -48,8 +48,8 @@ pub struct Files {
     /// Held for reading by every change of content, for writing by a rotation: one cut of the whole filesystem (O8).
     pub(super) gate: RwLock<()>,
     /// Sessions that take writes, each with its descriptors, and how many there may be.
-    sessions: Arc<AtomicUsize>,
-    sessions_max: usize,
+    pub(super) sessions: Arc<AtomicUsize>,
+    pub(super) sessions_max: usize,
     first_session: SessionId,
     next_session: AtomicU64,
     /// Chunk files of sessions whose inode lost its last name: they go once that unlink is durable (S3).

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::files::{Files, local_error};
 use super::iomode::{Content, Decision, Io, Wish};
 use super::live::{Attributes, State};
-use super::session::{Staged, remove_files};
+use super::session::{Permit, Staged, remove_files};
 use crate::clock::{self, Timestamp};
 use crate::id::InodeId;
 use crate::meta::Result;
@@ -205,12 +205,18 @@ impl Files {
         truncate: Option<Timestamp>,
         kernel: &mut dyn Kernel,
     ) -> Result<Option<Backing>> {
+        // Half of the descriptors of sessions stay for those that make room when they must (O8): this one is open for as
+        // long as the program wants.
+        let Some(permit) = Permit::take(&self.sessions, self.sessions_max / 2) else { return Ok(None) };
         let inode = self.meta.inode(ino)?;
         let known = state.attributes.unwrap_or(Attributes { size: inode.size, mtime: inode.mtime, ctime: inode.ctime });
-        let session = self.next_session();
-        let files = self.chunk_files();
-        let mut staged = Staged::begin(files, session, ino, inode.generation, true, 0, clock::instant())
-            .map_err(|source| local_error(format!("begin session {session} of inode {ino}"), source))?;
+        let (files, session) = (self.chunk_files(), self.next_session());
+        let begun = Staged::begin(files, session, ino, inode.generation, true, 0, clock::instant());
+        let Ok(mut staged) = begun else {
+            // No inode left, no descriptor: a plain session waits for one with its first write.
+            return Ok(None);
+        };
+        staged.permit = Some(permit);
         let registered = match staged.back(files, |file| kernel.register(file)) {
             Ok(registered) => registered,
             Err(error) => {
