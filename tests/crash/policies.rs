@@ -16,7 +16,7 @@ use super::rig::{Rig, run};
 const POLICIES: [&str; 6] = ["cached", "local", "one", "2", "quorum", "all"];
 
 /// What a file holds that was acknowledged.
-const CONTENT: [u8; 70_000] = [7; 70_000];
+static CONTENT: [u8; 70_000] = [7; 70_000];
 
 /// A directory for each call and policy.
 fn directories() -> impl Iterator<Item = (&'static str, &'static str, String)> {
