@@ -14,10 +14,14 @@ use crate::format::key;
 use crate::format::superblock::{BYTES_MAX, Superblock};
 use crate::mount::bandwidth::Bandwidth;
 use crate::mount::settings::Target;
+use crate::target::probe::{self, Finding};
 use crate::target::{self, Kind};
 
 /// How long one target is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What is said of a directory that is not made yet.
+const NOT_THERE: &str = "does not exist yet; the first mount makes it";
 
 /// Validate a configuration and try its targets
 ///
@@ -34,6 +38,8 @@ struct Answer {
     name: String,
     uri: String,
     says: Result<String, target::Error>,
+    /// What its store does, where it could be tried.
+    table: Vec<Finding>,
 }
 
 impl Check {
@@ -51,7 +57,7 @@ impl Check {
             .map_err(|e| Error::failed(format!("start: {e}")))?;
         let answers = runtime.block_on(futures::future::join_all(targets.iter().map(ask)));
         output::print(&format!("{}: valid, {}\n", self.file.display(), output::count(answers.len() as u64, "target")))?;
-        let mut failed = Vec::new();
+        let (mut failed, mut unreliable) = (Vec::new(), Vec::new());
         for answer in answers {
             let says = match &answer.says {
                 Ok(says) => says.clone(),
@@ -61,6 +67,16 @@ impl Check {
                 }
             };
             output::print(&format!("  {:<12} {}\n  {:<12} {says}\n", answer.name, answer.uri, ""))?;
+            if answer.table.iter().any(|finding| matches!(finding.outcome, probe::Outcome::Fails(_))) {
+                unreliable.push(answer.name.clone());
+            }
+            for finding in &answer.table {
+                output::print(&line(finding))?;
+            }
+        }
+        if !unreliable.is_empty() {
+            return Err(Error::failed(format!("the store of {} cannot be relied on", unreliable.join(", ")))
+                .hint("what it does wrong is in the table above: use another store, or have this one mended"));
         }
         if failed.is_empty() {
             return Ok(());
@@ -82,7 +98,26 @@ async fn ask(target: &Target) -> Answer {
             retry_after: None,
         }),
     };
-    Answer { name: target.config.name.clone(), uri: target.config.uri.clone(), says }
+    // Only where something is there to be tried.
+    let table = match &says {
+        Ok(says) if says != NOT_THERE => tokio::time::timeout(PATIENCE, probe::table(target.store.as_ref())).await,
+        _ => Ok(Vec::new()),
+    };
+    let table = table.unwrap_or_else(|_| {
+        let why = format!("no answer within {} s", PATIENCE.as_secs());
+        vec![Finding { what: "write, read, list and remove", outcome: probe::Outcome::Fails(why) }]
+    });
+    Answer { name: target.config.name.clone(), uri: target.config.uri.clone(), says, table }
+}
+
+/// A line of the table.
+fn line(finding: &Finding) -> String {
+    let outcome = match &finding.outcome {
+        probe::Outcome::Works => "works",
+        probe::Outcome::Weak(instead) => instead,
+        probe::Outcome::Fails(why) => &format!("FAILS: {why}"),
+    };
+    format!("  {:<14} {:<28} {outcome}\n", "", finding.what)
 }
 
 async fn identify(target: &Target) -> target::Result<String> {
@@ -96,7 +131,7 @@ async fn identify(target: &Target) -> target::Result<String> {
         },
         // A directory that is not there yet is made by the first mount, if its parent is.
         Err(_) if target.directory().is_some_and(can_be_made) => {
-            return Ok("does not exist yet; the first mount makes it".into());
+            return Ok(NOT_THERE.into());
         }
         Err(error) if error.kind == Kind::NotFound => "empty".into(),
         Err(error) => return Err(error),

@@ -161,6 +161,7 @@ fn attention_text(attention: &status::Attention) -> String {
         AttentionKind::Quarantine => "in quarantine",
         AttentionKind::Damaged => "damaged",
         AttentionKind::Configuration => "not as configured",
+        AttentionKind::Unreliable => "not reliable",
         AttentionKind::Late => "not acknowledged in time",
         AttentionKind::Unsealed => "not readable from the local disk",
         AttentionKind::Panicked => "failed by a mistake in this program",
@@ -174,6 +175,7 @@ fn attention_text(attention: &status::Attention) -> String {
         (None, None) if attention.kind == AttentionKind::Panicked => "calls".into(),
         (None, None) if attention.kind == AttentionKind::Latched => "the state disk".into(),
         (None, None) if attention.kind == AttentionKind::Configuration => "targets".into(),
+        (None, None) if attention.kind == AttentionKind::Unreliable => "a store".into(),
         (None, None) => "files".into(),
     };
     let mut text = format!("  attention: {which}: {what}");

@@ -159,6 +159,8 @@ pub enum AttentionKind {
     Damaged,
     /// The configuration and the targets that commands made differ.
     Configuration,
+    /// A store does something wrong that replication relies on.
+    Unreliable,
     /// A `close` or `fsync` failed because too few targets had the file in time; it stays queued (D3).
     Late,
     /// The local disk does not give the bytes of a closed file (D3).

@@ -66,6 +66,12 @@ pub mod decisions {
     #[doc = include_str!("decisions/references.md")]
     pub mod references {}
 
+    #[doc = include_str!("decisions/live_targets.md")]
+    pub mod live_targets {}
+
+    #[doc = include_str!("decisions/gc.md")]
+    pub mod gc {}
+
     #[doc = include_str!("decisions/zeros.md")]
     pub mod zeros {}
 

@@ -33,7 +33,7 @@ const BATCH: usize = 64;
 /// DELETE requests at a time to one target.
 const REQUESTS: usize = 4;
 /// Between two batches: at most 256 requests a second, so that uploads hardly notice.
-const PAUSE: Duration = Duration::from_millis(250);
+pub const PAUSE: Duration = Duration::from_millis(250);
 /// So long after its DELETE a chunk is not put there again: a late one might still take effect.
 const SETTLE_SECS: i64 = 60;
 /// A single DELETE that is not answered for this long is asked again in the next round.
@@ -151,8 +151,15 @@ pub enum Error {
     Fenced,
 }
 
-/// Removes everything from one target that may go; returns how many objects went. What was begun before goes first.
-pub async fn collect(meta: &Arc<Meta>, target: &DynTarget, bit: TargetBit, horizon: Option<Seq>) -> Result<u64, Error> {
+/// Removes everything from one target that may go, with a pause after each batch; returns how many objects went. What was
+/// begun before goes first.
+pub async fn collect(
+    meta: &Arc<Meta>,
+    target: &DynTarget,
+    bit: TargetBit,
+    horizon: Option<Seq>,
+    pause: Duration,
+) -> Result<u64, Error> {
     let mut gone = 0;
     loop {
         let mut batch = meta.open_deletions(bit, BATCH)?;
@@ -197,7 +204,7 @@ pub async fn collect(meta: &Arc<Meta>, target: &DynTarget, bit: TargetBit, horiz
         if let Some(error) = answers.into_iter().find_map(|(_, answer)| answer.err()) {
             return Err(error.into());
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
     }
 }
 

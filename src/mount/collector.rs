@@ -109,7 +109,7 @@ impl Collector {
         let mut outcomes = Vec::new();
         for plan in plans {
             let Some(target) = self.open(plan.bit) else { continue };
-            let outcome = gc::collect(&self.live.meta, &target, plan.bit, plan.horizon.seq()).await;
+            let outcome = gc::collect(&self.live.meta, &target, plan.bit, plan.horizon.seq(), gc::PAUSE).await;
             match &outcome {
                 Ok(0) => {}
                 Ok(gone) => tracing::info!(target_name = plan.name, gone, "chunks that nothing refers to were removed"),

@@ -36,6 +36,7 @@ use super::table::Table;
 use super::targets::{self, LiveTargets};
 use super::tasks::Tasks;
 use super::upkeep::{Full, Resyncs, Upkeep};
+use super::verify::{self, Verified};
 use super::{live_set, log, mountpoint, store, systemd, unmount};
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::ChunkFiles;
@@ -254,6 +255,7 @@ impl Daemon {
             noticed,
             late: Late::default(),
             resyncs: Resyncs::default(),
+            verified: Verified::default(),
         });
         let list = rows.iter().zip(targets).map(|(row, target)| targets::Entry { bit: row.bit, target }).collect();
         let live_targets = Arc::new(LiveTargets::new(
@@ -332,6 +334,7 @@ impl Daemon {
         };
         if !read_only {
             runtime.spawn(collector.run());
+            runtime.spawn(verify::run(live.clone()));
         }
         {
             let server = server.clone();

@@ -8,9 +8,10 @@ use super::attention::{self, Noticed};
 use super::parts::{Dirty, Parts};
 use super::replication::Replication;
 use super::upkeep::Resyncs;
+use super::verify::Verified;
 use crate::chunk::space::Space;
 use crate::control::Error;
-use crate::control::status::{Attention, Cache, Health};
+use crate::control::status::{Attention, AttentionKind, Cache, Health};
 use crate::id::{InodeId, Seq, TargetBit};
 use crate::meta::Meta;
 use crate::meta::resync::Lacking;
@@ -27,6 +28,7 @@ pub struct Live {
     pub noticed: Noticed,
     pub late: Late,
     pub resyncs: Resyncs,
+    pub verified: Verified,
 }
 
 impl Parts for Live {
@@ -85,6 +87,8 @@ impl Parts for Live {
         all.extend(self.late.attention(self));
         all.extend(attention::troubles(&self.meta, self.files.troubles()));
         all.extend(attention::waiting(&self.meta, self.files.waiting_for_close()));
+        let unreliable = |hint| attention::attention(AttentionKind::Unreliable, hint);
+        all.extend(self.verified.complaints().into_iter().map(unreliable));
         all
     }
 }

@@ -35,3 +35,4 @@ pub mod targets;
 pub mod tasks;
 pub mod unmount;
 pub mod upkeep;
+pub mod verify;

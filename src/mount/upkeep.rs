@@ -30,7 +30,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// Rows that are counted in one read (D8).
 const PAGE: usize = 20_000;
 /// A resync that has nothing to send and does not end looks at all rows again after this long.
-const STUCK: Duration = Duration::from_secs(30);
+const STUCK: Duration = Duration::from_secs(3);
 /// So long the cache is full before a target is given less.
 const FULL_FOR: Duration = Duration::from_secs(3);
 

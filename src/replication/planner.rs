@@ -229,8 +229,6 @@ impl TargetState {
             TargetEvent::Gate(gate) => {
                 if gate == Gate::Open && self.gate != Gate::Open {
                     self.health.reached(now);
-                    // What it has may have been listed anew.
-                    self.queue.walk_anew();
                 }
                 self.gate = gate;
             }

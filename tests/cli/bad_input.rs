@@ -79,6 +79,18 @@ fn a_wrong_configuration_is_refused_with_the_place_and_the_next_step() {
 }
 
 #[test]
+fn a_promise_that_is_not_kept_yet_is_refused() {
+    let place = Place::new(&[]);
+    let file = place.path("config.toml");
+    let uri = place.path("t").display().to_string();
+    std::fs::write(&file, format!("[target.a]\nuri = \"fs://{uri}\"\nlayout = \"files\"\n")).unwrap();
+    let mut command = tandemfs();
+    command.arg("mount").arg(place.mnt()).arg("--state-dir").arg(place.path("state")).arg("--config").arg(file);
+    check("layout", &finish(&mut command), 2, "not built yet");
+    assert!(!place.path("state").exists());
+}
+
+#[test]
 fn a_wrong_place_is_refused_and_nothing_is_touched() {
     let place = Place::new(&["a"]);
     for name in ["full", "full/x", "foreign"] {
