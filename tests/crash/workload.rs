@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -52,7 +53,10 @@ fn child() {
 
 fn run(order: &Order) {
     let mut log = OpenOptions::new().append(true).create(true).open(&order.log).unwrap();
-    let Ok(found) = scan(&order.root) else { return };
+    // By a descriptor: a path would lead to the directory below once the dead mount is taken away.
+    let Ok(held) = File::open(&order.root) else { return };
+    let root = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+    let Ok(found) = scan(&root) else { return };
     let mut random = Random(order.seed);
     let mut model = Model::of(&found);
     let mut open = BTreeMap::new();
@@ -61,7 +65,7 @@ fn run(order: &Order) {
         let op = choose(&mut random, &model, &mut next_handle);
         // One write each: a torn line cannot be taken for a whole one.
         log.write_all(format!("{}\n", serde_json::to_string(&op).unwrap()).as_bytes()).unwrap();
-        if let Err(error) = perform(&order.root, &op, &mut open) {
+        if let Err(error) = perform(&root, &op, &mut open) {
             match error.raw_os_error() {
                 // The mount died under us, or says that its disk did.
                 Some(libc::ENOTCONN | libc::ECONNABORTED | libc::EIO | libc::ENODEV) => {}
