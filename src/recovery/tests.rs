@@ -136,14 +136,14 @@ fn a_session_whose_first_change_failed_leaves_nothing() {
     let (dir, mount) = doomed();
     drop(mount);
     let ino = committed(dir.path(), b"a");
-    let mount = Mount::after(dir.path(), true, "boot");
+    // Nothing seals, so that what is left stays to be seen.
+    let mount = Mount::after(dir.path(), false, "boot");
     mount.open(ino);
     if mount.files.write(ino, write::io::SIZE_MAX - 10, &[1; 5]).is_ok() {
         eprintln!("SKIPPED: this filesystem has files of any size");
         return;
     }
     mount.close(ino);
-    mount.settle();
     assert_eq!(mount.files.uncommitted(None), (0, 0));
     assert_eq!((mount.meta.inode(ino).unwrap().size, mount.read(ino, 0, 200)), (100, vec![7; 100]));
     drop(mount);
