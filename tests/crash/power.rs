@@ -33,7 +33,7 @@ impl Disk {
         let force: &[&str] = if kind == "ext4" { &["-q", "-F"] } else { &["-q", "-f"] };
         crate::support::run::succeed(Command::new(format!("mkfs.{kind}")).args(force).arg(&disk.image));
         if let Err(why) = disk.mount() {
-            eprintln!("SKIPPED: no loop device for {kind}: {why}");
+            crate::support::run::skipped(&format!("no loop device for {kind}: {why}"));
             return None;
         }
         Some(disk)
@@ -56,10 +56,14 @@ impl Disk {
 
     /// Starts it anew after a cut; nobody uses it.
     fn restart(&self) {
-        wait_until("the disk can be unmounted", || {
-            Command::new("umount").arg(&self.mnt).stderr(Stdio::null()).status().unwrap().success()
+        // While another mount namespace of this machine holds a copy of the mount, the same dead filesystem comes back.
+        wait_until("the disk is mounted anew", || {
+            wait_until("the disk can be unmounted", || {
+                Command::new("umount").arg(&self.mnt).stderr(Stdio::null()).status().unwrap().success()
+            });
+            self.mount().unwrap();
+            std::fs::read_dir(&self.mnt).is_ok_and(|mut entries| entries.all(|entry| entry.is_ok()))
         });
-        self.mount().unwrap();
     }
 }
 
