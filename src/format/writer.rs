@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn of_many_ancestors_the_newest_are_named_and_it_stays_short() {
         let ancestor =
-            |n: u64| Ancestor { epoch: Epoch((1 << 50) + n), writer: WriterId(u32::MAX), seq: Seq((1 << 53) - 1) };
+            |n: u64| Ancestor { epoch: Epoch((1 << 33) + n), writer: WriterId(u32::MAX), seq: Seq((1 << 53) - 1) };
         let long = Writer { history: (0..1000).map(ancestor).collect(), ..writer() };
         let bytes = long.encode();
         assert!((bytes.len() as u64) < BYTES_MAX / 2, "{}", bytes.len());

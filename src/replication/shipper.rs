@@ -658,6 +658,47 @@ pub(super) fn random() -> u64 {
     getrandom::u64().expect("the operating system has a random source")
 }
 
+/// A shipper whose passes are made one by one, by a simulation that decides when.
+#[cfg(test)]
+pub(crate) struct Stepped {
+    worker: Worker,
+}
+
+#[cfg(test)]
+impl Stepped {
+    pub(crate) fn new(shared: Shared, bit: TargetBit, name: &str, target: DynTarget, keeper: GateKeeper) -> Stepped {
+        let control = Arc::new(Control {
+            now: Notify::new(),
+            waiting: AtomicUsize::new(0),
+            stop: watch::Sender::new(false),
+            asked_now: AtomicBool::new(false),
+        });
+        let (publish, _) = watch::channel(Progress::default());
+        let name = name.to_owned();
+        Stepped {
+            worker: Worker {
+                shared,
+                bit,
+                name,
+                target,
+                keeper,
+                control,
+                publish,
+                failures: 0,
+                writers_listed: None,
+                trimmed: None,
+                round_done: None,
+            },
+        }
+    }
+
+    /// Does all there is to do now; returns the gate after it.
+    pub(crate) async fn pass(&mut self) -> Gate {
+        let _ = self.worker.pass().await;
+        self.worker.keeper.state()
+    }
+}
+
 #[cfg(test)]
 #[path = "shipper_tests.rs"]
 mod tests;

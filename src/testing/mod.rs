@@ -1,9 +1,11 @@
 //! What tests break the system with.
 //!
-//! Owns: stores that fail on purpose (for tests and with the feature `testing` only), places at which the daemon does
-//! ([`failpoint`], always compiled and inert).
+//! Owns: stores that fail on purpose (for tests and with the feature `testing` only), whole worlds of them (for tests), places
+//! at which the daemon does ([`failpoint`], always compiled and inert).
 //! Does not own: what must still hold then (each test says that itself).
 
 pub mod failpoint;
 #[cfg(any(test, feature = "testing"))]
 pub mod faulty;
+#[cfg(test)]
+mod simulation;
