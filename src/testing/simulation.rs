@@ -2,7 +2,7 @@
 //!
 //! Real are the metadata store, the planner, the shipper with contact, selection and segments, and the restore; made up are
 //! the clock, the order in which things happen, and the targets. One thread, one thing at a time, no randomness but the
-//! seed's: a seed that fails, fails again ([`run`] names it).
+//! seed's: a seed that fails, fails again.
 //!
 //! Owns: what happens in a world, the oracle (DESIGN §10). Does not own: chunk files, FUSE, checkpoints and resync.
 //!
@@ -282,8 +282,6 @@ impl World {
         let meta = self.meta();
         let at = time(meta.head().0 + 1);
         let name = vec![b'a' + self.random.below(12) as u8];
-        let place = |name: &'static [u8]| Place { parent: InodeId::ROOT, name: Name::new(name).unwrap() };
-        let _ = place;
         let is_open = |world: &World, ino: InodeId| world.open.iter().any(|(open, _)| *open == ino);
         match self.random.below(10) {
             0..=3 if !self.names.contains_key(&name) => {
