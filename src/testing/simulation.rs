@@ -238,6 +238,7 @@ impl World {
                 writers: Duration::ZERO,
                 retry: quick,
                 blocked: quick,
+                local: Duration::ZERO,
             },
             holds: Arc::default(),
         };

@@ -247,13 +247,15 @@ fn t1_a_target_that_is_swapped_for_another_filesystems_under_the_mount_gets_noth
 #[test]
 fn t10_a_disk_that_is_unmounted_under_the_mount_is_not_filled_below() {
     let mut place = Place::new(&["a"]);
-    let (image, disk) = (place.path("image"), place.path("disk"));
-    succeed(Command::new("truncate").arg("-s").arg("64M").arg(&image));
-    succeed(Command::new("mkfs.ext4").arg("-q").arg(&image));
-    std::fs::create_dir(&disk).unwrap();
+    // What is bound there stands for the disk.
+    let (real, disk) = (place.path("real"), place.path("disk"));
+    for path in [&real, &disk] {
+        std::fs::create_dir(path).unwrap();
+    }
     let uri = format!("fs://{}", disk.join("b").display());
     place.add_target("b", &uri);
-    let mount_disk = || succeed(Command::new("mount").arg("-o").arg("loop").arg(&image).arg(&disk));
+    let _unbind = Unbind(vec![disk.clone()]);
+    let mount_disk = || succeed(Command::new("mount").arg("--bind").arg(&real).arg(&disk));
     let unmount_disk = || succeed(Command::new("umount").arg("-l").arg(&disk));
     mount_disk();
     let mounted = place.mount();
