@@ -359,9 +359,8 @@ impl Staged {
     /// Takes the new name of its file, which changes its ctime.
     pub fn renamed(&mut self, id: SessionId, path: String) -> io::Result<()> {
         (self.id, self.path) = (id, path);
-        match &mut self.backing {
-            Some(watch) => watch.renamed(Seen::of(&self.file)?),
-            None => {}
+        if let Some(watch) = &mut self.backing {
+            watch.renamed(Seen::of(&self.file)?);
         }
         Ok(())
     }
