@@ -75,3 +75,8 @@ fn check(options: &str) {
 fn fsx_finds_no_difference() {
     check("rw");
 }
+
+#[test]
+fn fsx_finds_no_difference_without_passthrough() {
+    check("no_passthrough");
+}

@@ -14,7 +14,6 @@ use crate::support::mounted::Place;
 use crate::support::tree::{self, Depth, assert_same, noise};
 
 const CALLS: u64 = 6_000;
-const SEEDS: [u64; 3] = [1, 2, 3];
 const HANDLES: usize = 10;
 /// Names are few, so that calls meet.
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -416,14 +415,23 @@ fn read(root: &Path) -> tree::Tree {
 
 #[test]
 fn the_mount_and_a_plain_directory_give_the_same_answers() {
+    check("allow_other,suid,dev", [1, 2, 3]);
+}
+
+#[test]
+fn they_do_so_without_passthrough_too() {
+    check("allow_other,suid,dev,no_passthrough", [4, 5, 6]);
+}
+
+fn check(options: &str, seeds: [u64; 3]) {
     let place = busy::place();
     std::fs::create_dir(place.path("plain")).unwrap();
     // SAFETY: umask(2) takes a number. The modes of both twins' files are those that the calls say.
     unsafe { libc::umask(0o022) };
-    let options: [&std::ffi::OsStr; 2] = ["-o".as_ref(), "allow_other,suid,dev".as_ref()];
+    let options: [&std::ffi::OsStr; 2] = ["-o".as_ref(), options.as_ref()];
     let mounted = place.mount_with("state", &options);
     std::thread::scope(|scope| {
-        for seed in SEEDS {
+        for seed in seeds {
             let place = &place;
             scope.spawn(move || compare(seed, place, &place.path("plain")));
         }
