@@ -95,9 +95,9 @@ pub fn resolved(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// True for the error that every call on the mount of a dead daemon gives.
+/// True for the error that every call on the mount of a dead daemon gives, or one that waits while the daemon dies.
 pub fn dead_mount(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ENOTCONN)
+    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
 fn absent(error: &io::Error) -> bool {
