@@ -301,10 +301,11 @@ impl Meta {
         *self.usage.lock() = after.usage;
         self.cache.committed(changes);
         self.wal.commits.fetch_add(1, Ordering::Release);
-        drop(writer);
         if grown {
+            // Before others may write: told out of order the head would go back, and stay there until somebody writes again.
             self.head.send_replace(after.seq);
         }
+        drop(writer);
         if told.chunks_added {
             self.chunks.send_modify(|count| *count += 1);
         }
@@ -714,6 +715,25 @@ mod tests {
             }
         });
         assert!(meta.syncs() < WRITERS * ROUNDS, "{} syncs of {} that were asked for", meta.syncs(), WRITERS * ROUNDS);
+    }
+
+    #[test]
+    fn regression_the_head_is_never_told_out_of_order() {
+        let (_dir, meta) = store();
+        let start = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let (meta, start) = (&meta, &start);
+                scope.spawn(move || {
+                    for round in 1..=500 {
+                        start.wait();
+                        meta.write(|tx| Ok(tx.next_seq())).unwrap();
+                        start.wait();
+                        assert!(writer > 0 || meta.head() == Seq(4 * round), "{} in round {round}", meta.head());
+                    }
+                });
+            }
+        });
     }
 
     #[test]

@@ -39,16 +39,16 @@ fn bring_back(place: &Place, target: &str) {
 }
 
 /// A copy of a target as it is now.
-fn snapshot(place: &Place, target: &str) -> std::path::PathBuf {
-    let copy = tempfile::Builder::new().prefix("tandemfs-ack-").tempdir().unwrap().keep();
-    program("cp", [Path::new("-a"), &place.path(target).join("."), &copy]);
+fn snapshot(place: &Place, target: &str) -> tempfile::TempDir {
+    let copy = tempfile::Builder::new().prefix("tandemfs-ack-").tempdir().unwrap();
+    program("cp", [Path::new("-a"), &place.path(target).join("."), copy.path()]);
     copy
 }
 
 /// What a file holds in a filesystem that is restored from a copy of one target alone.
-fn restored(copy: &Path, file: &str) -> Option<Vec<u8>> {
+fn restored(copy: &tempfile::TempDir, file: &str) -> Option<Vec<u8>> {
     let mut place = Place::new(&[]);
-    let uri = format!("fs://{}", copy.display());
+    let uri = format!("fs://{}", copy.path().display());
     place.add_target("copy", &uri);
     let finished = place.restore("state", &[uri]);
     assert_eq!(finished.code, 0, "{}", finished.stderr);
@@ -125,9 +125,6 @@ fn d3_a_close_returns_when_its_number_of_targets_could_restore_the_file() {
     wait_for("what was late is everywhere", || late(&mounted).is_empty());
     let copy = snapshot(&place, "c");
     assert_eq!(restored(&copy, "all/below/g").as_deref(), Some(&b"on three"[..]));
-    for copy in copies {
-        std::fs::remove_dir_all(copy).unwrap();
-    }
     mounted.umount();
 }
 
@@ -161,9 +158,6 @@ fn d3_fsync_and_o_sync_of_an_open_file_reach_the_targets_at_once() {
     fsync(&File::open(mounted.path("d/e")).unwrap()).unwrap();
     let copy_d = snapshot(&place, "a");
     assert_eq!(restored(&copy_d, "d/e/f").map(|content| content.len()), Some(25_000), "a directory with its names");
-    for copy in [copy, copy_s, copy_d] {
-        std::fs::remove_dir_all(copy).unwrap();
-    }
     drop((file, synced, other));
     mounted.umount();
 }
