@@ -83,7 +83,8 @@ pub fn open(files: &ChunkFiles, mount: u64, sources: &ChunkSources) -> (Option<C
         if !good {
             continue;
         }
-        let parts = join(tiling.iter().filter_map(|index| ranges[*index].take()));
+        let small = copied_bytes(sources) as usize;
+        let parts = join(tiling.iter().filter_map(|index| ranges[*index].take()), small);
         let is_old = |index: &&usize| sources.pieces[**index].mount < mount;
         if tiling.iter().any(|index| is_old(&index)) && hash(&parts) != sources.chunk.hash {
             // Which of the old ranges it is, their checksums do not tell: none of them is trusted.
@@ -113,10 +114,11 @@ impl Range {
     }
 }
 
-/// Joins neighbouring small ranges, so that a body has few parts; each is freed as soon as it is copied.
-fn join(ranges: impl Iterator<Item = Bytes>) -> Vec<Bytes> {
+/// Joins neighbouring small ranges, so that a body has few parts; each is freed as soon as it is copied. There are at most
+/// `small_bytes` of them: a buffer that grows would be copied again and again.
+fn join(ranges: impl Iterator<Item = Bytes>, small_bytes: usize) -> Vec<Bytes> {
     let mut parts = Vec::new();
-    let mut small = Vec::new();
+    let mut small = Vec::with_capacity(small_bytes);
     for range in ranges {
         if (range.len() as u64) < MAP_MIN {
             small.extend_from_slice(&range);
