@@ -147,7 +147,14 @@ fn choose(random: &mut Random, model: &Model, next_handle: &mut u32) -> Op {
             }
             12..20 if handles.len() < 6 && !files.is_empty() => {
                 *next_handle += 1;
-                return Op::Open { path: pick(random, &files), handle: *next_handle, truncate: random.below(3) == 0 };
+                // Often one that is open already: a close that is not the last one acknowledges, too.
+                let opened = |path: &&&String| match model.names[**path] {
+                    Node::File(file) => model.handles.values().any(|held| *held == file),
+                    Node::Directory => false,
+                };
+                let again: Vec<&String> = files.iter().filter(opened).copied().collect();
+                let from = if again.is_empty() || random.below(2) == 0 { &files } else { &again };
+                return Op::Open { path: pick(random, from), handle: *next_handle, truncate: random.below(3) == 0 };
             }
             20..58 if !handles.is_empty() => {
                 let handle = handles[random.below(handles.len() as u64) as usize];
