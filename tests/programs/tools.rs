@@ -1,7 +1,6 @@
 //! tar, rsync, cp in their less usual ways: in place, sparse, by reference.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 
 use crate::support::mounted::Place;
 use crate::support::run::{installed, shell};
