@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use super::files::{Files, local_error};
 use super::layers::{self, Source};
-use super::live::{Attributes, State};
+use super::live::{Attributes, LiveFile, State};
 use super::ranges::RANGES_MAX;
+use super::session::Staged;
 use crate::clock::{self, Timestamp};
 use crate::id::InodeId;
 use crate::meta::Result;
@@ -77,8 +78,11 @@ impl Files {
         if size > SIZE_MAX {
             return Err(rustix::io::Errno::FBIG.into());
         }
+        let promised = self.promised(ino);
+        let _syncing = promised.as_ref().map(|file| file.syncing.lock());
         let _gate = self.gate.read();
         let file: Result<_> = self.with_live(ino, InodeId::ROOT, |file, state| {
+            self.keep_promised(file, state, promised.as_ref())?;
             self.set_size(ino, state, size, time)?;
             if state.opens() == 0 {
                 self.close_last(file, state)?;
@@ -87,6 +91,34 @@ impl Files {
         });
         self.forget_if_idle(&file?);
         Ok(())
+    }
+
+    /// The file, if its session holds bytes that an `fsync` promised. Whoever is about to take them away waits for a sync
+    /// that is under way, before the gate: nobody waits for a sync behind it.
+    pub(super) fn promised(&self, ino: InodeId) -> Option<Arc<LiveFile>> {
+        self.find(ino).filter(|file| file.state.read().staged.as_ref().is_some_and(Staged::holds_promised))
+    }
+
+    /// Bytes that an `fsync` promised are not cut off or punched out where they lie: a power cut may keep that and lose what
+    /// was to replace them, and the session would count for nothing (S3). They go to the sealers as they are, and the
+    /// change begins a session of its own. `syncing`: the file whose sync lock the caller holds.
+    pub(super) fn keep_promised(
+        &self,
+        file: &Arc<LiveFile>,
+        state: &mut State,
+        syncing: Option<&Arc<LiveFile>>,
+    ) -> Result<()> {
+        if !state.staged.as_ref().is_some_and(Staged::holds_promised) {
+            return Ok(());
+        }
+        if syncing.is_some_and(|held| Arc::ptr_eq(held, file)) {
+            return self.freeze(file, state);
+        }
+        // It was promised a moment ago.
+        match file.syncing.try_lock() {
+            Some(_syncing) => self.freeze(file, state),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn set_size(&self, ino: InodeId, state: &mut State, size: u64, time: Timestamp) -> Result<()> {
@@ -102,8 +134,13 @@ impl Files {
         if range.end > SIZE_MAX {
             return Err(rustix::io::Errno::FBIG.into());
         }
+        let promised = self.promised(ino).filter(|_| matches!(mode, Fallocate::Zero { .. }));
+        let _syncing = promised.as_ref().map(|file| file.syncing.lock());
         let _gate = self.gate.read();
-        self.with_live(ino, InodeId::ROOT, |_, state| {
+        self.with_live(ino, InodeId::ROOT, |file, state| {
+            if matches!(mode, Fallocate::Zero { .. }) {
+                self.keep_promised(file, state, promised.as_ref())?;
+            }
             let (staged, attributes) = self.staged(ino, state)?;
             let size = attributes.size;
             let failed = |e| local_error(format!("fallocate on inode {ino}"), e);

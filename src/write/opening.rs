@@ -131,9 +131,16 @@ impl Files {
         truncate: Option<Timestamp>,
         kernel: &mut dyn Kernel,
     ) -> Result<()> {
+        let promised = truncate.and_then(|_| self.promised(ino));
+        let _syncing = promised.as_ref().map(|file| file.syncing.lock());
         let _gate = wish.fresh.then(|| self.gate.read());
-        let (file, result) = self
-            .with_live(ino, parent, |file, state| (file.clone(), self.open_locked(ino, state, wish, truncate, kernel)));
+        let (file, result) = self.with_live(ino, parent, |file, state| {
+            let kept = match truncate {
+                Some(_) => self.keep_promised(file, state, promised.as_ref()),
+                None => Ok(()),
+            };
+            (file.clone(), kept.and_then(|()| self.open_locked(ino, state, wish, truncate, kernel)))
+        });
         if result.is_err() {
             self.forget_if_idle(&file);
         }

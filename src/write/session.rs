@@ -245,6 +245,11 @@ impl Staged {
         }
     }
 
+    /// True if an `fsync` promised bytes of it. Those that the kernel writes itself cannot be kept apart (P4).
+    pub fn holds_promised(&self) -> bool {
+        self.fsynced && self.backing.is_none()
+    }
+
     /// Cuts or extends the file to `size` bytes. Bytes that come into view again later are zeros.
     pub fn set_size(&mut self, size: u64) -> io::Result<()> {
         self.writer()?.set_len(size)?;

@@ -155,7 +155,11 @@ fn t4_a_target_that_is_behind_is_resynced_and_an_interrupted_resync_goes_on() {
     std::fs::rename(&chunks, &away).unwrap();
     let mounted = place.mount_state("new");
     // Its row is one of a resyncer from the beginning; what b has counts once it was listed.
-    wait_for("b was met", || target(&mounted.status(), "b")["placed_bytes"].as_u64().unwrap() > 0);
+    wait_for("b was met", || {
+        let status = mounted.status();
+        let b = target(&status, "b");
+        b["mode"] == "resync" && b["resync"]["placed_bytes"].as_u64().unwrap() > 0
+    });
     let status = mounted.status();
     let b = target(&status, "b");
     assert_eq!((&b["mode"], &status["safe"]), (&"resync".into(), &false.into()), "{status:#}");
