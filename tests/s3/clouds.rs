@@ -120,6 +120,7 @@ fn a_bucket_and_a_directory_together() {
 
     // The disk is lost for good. Another one takes its place and is filled from the cloud; then it is enough alone.
     std::fs::remove_dir_all(stage.place.path("disk")).unwrap();
+    std::fs::create_dir(stage.place.path("disk")).unwrap();
     restore(&["cloud"], "from-cloud");
     let mounted = stage.place.mount_state("from-cloud");
     assert_eq!(std::fs::read_to_string(mounted.path("later")).unwrap(), "news");
