@@ -67,7 +67,7 @@ impl Files {
             if staged.ranges.len() > RANGES_MAX
                 && let Some(_syncing) = file.syncing.try_lock()
             {
-                self.freeze(file, state)?;
+                self.begin_anew(file, state)?;
             }
             Ok(())
         })
@@ -93,6 +93,17 @@ impl Files {
         Ok(())
     }
 
+    /// Gives the session of an open file to the sealers, so that the next write begins another. A file without a name keeps
+    /// its session: it takes no slot, and nobody would find its bytes again.
+    fn begin_anew(&self, file: &Arc<LiveFile>, state: &mut State) -> Result<()> {
+        self.observe(file.ino, state)?;
+        let has_content = state.staged.as_ref().is_some_and(|staged| staged.is_dirty() || staged.has_slot);
+        if has_content && self.reserve(file.ino, state, false)?.is_some() {
+            self.push_frozen(file, state);
+        }
+        Ok(())
+    }
+
     /// The file, if its session holds bytes that an `fsync` promised. Whoever is about to take them away waits for a sync
     /// that is under way, before the gate: nobody waits for a sync behind it.
     pub(super) fn promised(&self, ino: InodeId) -> Option<Arc<LiveFile>> {
@@ -112,11 +123,11 @@ impl Files {
             return Ok(());
         }
         if syncing.is_some_and(|held| Arc::ptr_eq(held, file)) {
-            return self.freeze(file, state);
+            return self.begin_anew(file, state);
         }
         // It was promised a moment ago.
         match file.syncing.try_lock() {
-            Some(_syncing) => self.freeze(file, state),
+            Some(_syncing) => self.begin_anew(file, state),
             None => Ok(()),
         }
     }
