@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use crate::support::mounted::Place;
+use crate::support::mounted::{Place, wait_for};
 use crate::support::run::{installed, shell};
 use crate::support::tree::{self, Depth, assert_same, make_awkward, noise};
 
@@ -42,10 +42,12 @@ fn cp_makes_copies_by_reference_and_keeps_holes() {
     let file = mounted.path("file");
     std::fs::write(&file, noise(3, 20 << 20)).unwrap();
     assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    let files = || shell(&place.path("state/chunks"), "find . -type f");
+    // A file whose last RELEASE is still on its way is flushed as a copy; it stands still when one of them is left.
+    wait_for("the file stands still", || files().lines().count() == 1);
     let placed = || mounted.status()["targets"][0]["placed_bytes"].as_u64().unwrap();
     let used = || mounted.status()["cache"]["used_bytes"].as_u64().unwrap();
     let before = (placed(), used());
-    let files = || shell(&place.path("state/chunks"), "find . -type f | wc -l");
     let files_before = files();
     // For reading and writing: such a descriptor never writes straight into a file of ours.
     let from = File::open(&file).unwrap();
