@@ -273,7 +273,8 @@ impl Files {
         Ok(self.meta.head())
     }
 
-    /// Rotates if some session is due, removes files that are of no more use, and ends sessions of closed files that could not be ended before (disk full).
+    /// Rotates if some session is due, removes files that are of no more use, and ends sessions of closed files that could
+    /// not be ended before (disk full).
     pub fn tick(&self, rotation: &Rotation) -> Result<()> {
         if self.meta.latched().is_some() {
             // It was said once; nothing goes on until remount.
