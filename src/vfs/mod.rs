@@ -89,10 +89,22 @@ impl Vfs {
         &self.space
     }
 
-    /// A row with what a live session knows better.
-    fn attributes(&self, mut inode: Inode) -> Attributes {
-        let allocated = if inode.is_file() { self.files.overlay(&mut inode) } else { None };
+    /// What `stat` shows of a row that was just read.
+    fn attributes(&self, inode: Inode) -> Attributes {
+        let (inode, allocated) = self.current(inode);
         Attributes { inode, blocks: allocated.unwrap_or(inode.size).div_ceil(512) }
+    }
+
+    /// The row with what a session knows better, and the bytes that the session has allocated, if it can say.
+    fn current(&self, mut inode: Inode) -> (Inode, Option<u64>) {
+        if !inode.is_file() {
+            return (inode, None);
+        }
+        if let Some(session) = self.files.overlay(&mut inode) {
+            return (inode, session.allocated);
+        }
+        // A session may have been committed since the row was read: then the row is older than what programs have seen.
+        (self.meta.inode(inode.ino).unwrap_or(inode), None)
     }
 
     /// Runs a transaction for an operation on `ino`.

@@ -19,8 +19,7 @@ impl Vfs {
             libc::SEEK_HOLE => true,
             _ => return Err(Errno::INVAL),
         };
-        let mut inode = self.meta().inode(ino).map_err(|error| errno("lseek", ino, &error))?;
-        self.files().overlay(&mut inode);
+        let (inode, _) = self.current(self.meta().inode(ino).map_err(|error| errno("lseek", ino, &error))?);
         if offset >= inode.size {
             return Err(Errno::NXIO);
         }

@@ -247,6 +247,19 @@ fn a_time_set_while_a_file_is_dirty_survives_its_close() {
 }
 
 #[test]
+fn a_row_that_was_read_before_its_session_was_committed_is_not_shown() {
+    let rig = Rig::new();
+    let ino = rig.create("f").unwrap();
+    rig.write(ino, 0, b"old");
+    rig.close(ino);
+    rig.settle();
+    let row = rig.vfs.meta().inode(ino).unwrap();
+    rig.vfs.setattr(&ROOT, ino, &SetAttributes { size: Some(0), ..SetAttributes::default() }).unwrap();
+    rig.settle();
+    assert_eq!(rig.vfs.attributes(row).inode.size, 0);
+}
+
+#[test]
 fn a_listing_goes_on_after_any_of_its_entries() {
     let rig = Rig::new();
     for name in ["a", "b", "c"] {

@@ -81,6 +81,13 @@ pub struct SealJob {
     pub frozen: Arc<Frozen>,
 }
 
+/// What a session says besides attributes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overlaid {
+    /// Bytes allocated locally, for `st_blocks`, if a session takes writes that holds the whole file.
+    pub allocated: Option<u64>,
+}
+
 impl Files {
     /// An empty table, and the queue that sealer threads take frozen sessions from.
     pub fn new(options: Options) -> Result<(Arc<Files>, Receiver<SealJob>)> {
@@ -275,17 +282,16 @@ impl Files {
         let _ = self.jobs.send(SealJob { file: file.clone(), frozen });
     }
 
-    /// Puts what a live session knows better into `inode`: size, mtime, ctime. Returns the bytes allocated locally if
-    /// there is a session that takes writes, for `st_blocks`.
-    pub fn overlay(&self, inode: &mut Inode) -> Option<u64> {
+    /// Puts what a session knows better into `inode`: size, mtime, ctime. `None`: there is no session, and every one that
+    /// was is committed.
+    pub fn overlay(&self, inode: &mut Inode) -> Option<Overlaid> {
         let file = self.find(inode.ino)?;
         let state = file.state.read();
-        if let Some(attributes) = state.current_attributes() {
-            inode.size = attributes.size;
-            inode.mtime = attributes.mtime;
-            inode.ctime = attributes.ctime;
-        }
-        state.staged.as_ref().filter(|staged| staged.whole).map(Staged::allocated)
+        let attributes = state.current_attributes()?;
+        inode.size = attributes.size;
+        inode.mtime = attributes.mtime;
+        inode.ctime = attributes.ctime;
+        Some(Overlaid { allocated: state.staged.as_ref().filter(|staged| staged.whole).map(Staged::allocated) })
     }
 
     /// Makes room for sessions where there are as many as may be: those of other files go to the sealers, open or not, and
