@@ -38,6 +38,8 @@ pub struct TodoPage {
     pub cursor: ChunkId,
     /// Nothing lies after the cursor.
     pub end: bool,
+    /// The target resyncs: what it lacks is not new (T4).
+    pub backfill: bool,
     /// Chunks that the target's tally counts as pending, in the same snapshot: if the walk has ended and knows fewer, some
     /// were revived behind its cursor.
     pub pending: u64,
@@ -82,6 +84,16 @@ pub struct ChunkSources {
     pub pieces: Vec<LocationPiece>,
 }
 
+/// Where the bytes of a put come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PutSource {
+    From(ChunkSources),
+    /// The chunk has no row any more.
+    Gone,
+    /// It may still be deleted at the target (T9).
+    Leaving,
+}
+
 /// The sums of one target.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -109,7 +121,7 @@ impl Meta {
                 .find(|row| row.bit == bit)
                 .ok_or_else(|| Error::Damaged(format!("target {} has no row", bit.index())))?;
             let base = target::base(conn, target)?;
-            let mut leaving = conn.prepare_cached("SELECT 1 FROM deletion WHERE bit = ?1 AND chunk_hash = ?2")?;
+            let mut leaving = Leaving::to(conn, bit)?;
             // A follower walks the index of incomplete chunks, a resyncer all of them.
             let mut statement = conn.prepare_cached(if target.mode == Mode::Resync {
                 "SELECT id, hash, length, dead_seq, placed FROM chunk WHERE id > ?1 ORDER BY id"
@@ -121,8 +133,12 @@ impl Meta {
                 .prepare_cached("SELECT pending_chunks FROM tally WHERE bit = ?1")?
                 .query_row([bit], |row| row.get(0))
                 .optional()?;
-            let mut page =
-                TodoPage { cursor: after, pending: pending.unwrap_or(0).max(0) as u64, ..TodoPage::default() };
+            let mut page = TodoPage {
+                cursor: after,
+                pending: pending.unwrap_or(0).max(0) as u64,
+                backfill: target.mode == Mode::Resync,
+                ..TodoPage::default()
+            };
             let mut seen = 0;
             loop {
                 if seen == PAGE_ROWS_MAX || page.chunks.len() + page.unneeded.len() >= limit {
@@ -142,7 +158,7 @@ impl Meta {
                 match dead {
                     Some(dead) if dead <= base => page.unneeded.push(chunk.id),
                     // T9: not while it may still be deleted there.
-                    _ if leaving.exists(params![bit, chunk.hash])? => {}
+                    _ if leaving.has(chunk.hash)? => {}
                     _ => page.chunks.push(chunk),
                 }
             }
@@ -166,17 +182,20 @@ impl Meta {
 
     /// A chunk and every place it can be had from; `None` if there is no such chunk any more.
     pub fn chunk_sources(&self, chunk: ChunkId) -> Result<Option<ChunkSources>> {
+        self.read(|conn| sources(conn, chunk))
+    }
+
+    /// What a put of each of these chunks to target `bit` needs to know, in one snapshot.
+    pub fn put_sources(&self, bit: TargetBit, chunks: &[ChunkTodo]) -> Result<Vec<PutSource>> {
         self.read(|conn| {
-            let row = conn
-                .prepare_cached("SELECT hash, length, placed FROM chunk WHERE id = ?1")?
-                .query_row([chunk], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
-                .optional()?;
-            let Some((hash, length, placed)) = row else { return Ok(None) };
-            Ok(Some(ChunkSources {
-                chunk: ChunkTodo { id: chunk, hash, length: bytes(length)? },
-                placed: placed as u64,
-                pieces: locations(conn, chunk)?,
-            }))
+            let mut leaving = Leaving::to(conn, bit)?;
+            let mut source = |chunk: &ChunkTodo| {
+                if leaving.has(chunk.hash)? {
+                    return Ok(PutSource::Leaving);
+                }
+                Ok(sources(conn, chunk.id)?.map_or(PutSource::Gone, PutSource::From))
+            };
+            chunks.iter().map(&mut source).collect()
         })
     }
 
@@ -389,6 +408,37 @@ struct ChunkBits {
     placed: u64,
     incomplete: bool,
     dead_seq: Option<crate::id::Seq>,
+}
+
+/// Chunks that are being deleted at a target (T9). Mostly there are none, which is asked once.
+struct Leaving<'a> {
+    bit: TargetBit,
+    one: Option<rusqlite::CachedStatement<'a>>,
+}
+
+impl<'a> Leaving<'a> {
+    fn to(conn: &'a Connection, bit: TargetBit) -> Result<Leaving<'a>> {
+        let any = conn.prepare_cached("SELECT 1 FROM deletion WHERE bit = ?1 LIMIT 1")?.exists([bit])?;
+        let one = any.then(|| conn.prepare_cached("SELECT 1 FROM deletion WHERE bit = ?1 AND chunk_hash = ?2"));
+        Ok(Leaving { bit, one: one.transpose()? })
+    }
+
+    fn has(&mut self, chunk: ChunkHash) -> Result<bool> {
+        self.one.as_mut().map_or(Ok(false), |one| Ok(one.exists(params![self.bit, chunk])?))
+    }
+}
+
+fn sources(conn: &Connection, chunk: ChunkId) -> Result<Option<ChunkSources>> {
+    let row = conn
+        .prepare_cached("SELECT hash, length, placed FROM chunk WHERE id = ?1")?
+        .query_row([chunk], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))
+        .optional()?;
+    let Some((hash, length, placed)) = row else { return Ok(None) };
+    Ok(Some(ChunkSources {
+        chunk: ChunkTodo { id: chunk, hash, length: bytes(length)? },
+        placed: placed as u64,
+        pieces: locations(conn, chunk)?,
+    }))
 }
 
 fn locations(conn: &Connection, chunk: ChunkId) -> Result<Vec<LocationPiece>> {

@@ -99,7 +99,8 @@ mod tests {
         let verified = Verified::default();
         assert!(verified.is_due("a"));
         let finding = |what, outcome| Finding { what, outcome };
-        verified.note("a", vec![finding("write", Outcome::Works), finding("checksum", Outcome::Weak("by length"))]);
+        verified
+            .note("a", vec![finding("write", Outcome::Works), finding("checksum", Outcome::Weak("by length".into()))]);
         assert!(!verified.is_due("a") && verified.complaints().is_empty());
         for _ in 0..TRIES {
             assert!(verified.is_due("b"));

@@ -10,13 +10,17 @@
 //!
 //! - The loop itself never waits for disk, store or target: everything that may wait is a task.
 //! - Tasks are bounded by the planner's bounds: per target one page, one probe, its requests, its batches.
+//! - Everything that ended by the time the loop looks is taken together, and the small puts that follow from it go as one
+//!   task: so a queue of small chunks costs a few wakings for many of them.
 //! - A task that panics counts as a failure of its target, in doubt: a job is never lost with its task.
 //! - Crash: nothing is kept here. A put without its bit is sent again; the object is named by its content.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{self, JoinSet};
@@ -25,7 +29,7 @@ use super::gate::{Gate, GateWatch};
 use super::health::Failure;
 use super::planner::{Config, Effect, Event, Planner, TargetEvent, View};
 use super::source::Finding;
-use super::upload::{Findings, Outcome, Patience, Peer, Uploader, blocking, unanswered};
+use super::upload::{Findings, Outcome, Patience, Peer, Prepared, Uploader, blocking, unanswered};
 use crate::chunk::file::ChunkFiles;
 use crate::clock::{self, Instant};
 use crate::format::key;
@@ -37,6 +41,9 @@ use crate::testing::failpoint::{self, Point};
 
 /// More than any `tandemfs.json` has.
 const SUPERBLOCK_BYTES_MAX: u64 = 64 << 10;
+
+/// Events taken together: the loop looks at its other duties in between.
+const EVENTS_MAX: usize = 1024;
 
 /// Bounds and times of the driver.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +62,8 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             planner: Config::default(),
-            batch: 64,
+            // At 6 µs each below the 2 ms that a transaction of the background may take (D8).
+            batch: 256,
             gather: Duration::from_millis(50),
             patience: Patience::default(),
             copied_max: 16 << 20,
@@ -95,7 +103,7 @@ pub struct Driver {
     uploader: Arc<Uploader>,
     views: Arc<Mutex<BTreeMap<TargetBit, View>>>,
     placed: watch::Receiver<u64>,
-    events: mpsc::UnboundedSender<(TargetBit, TargetEvent)>,
+    events: mpsc::UnboundedSender<Done>,
     changes: mpsc::UnboundedSender<Change>,
     stop: watch::Sender<bool>,
     ended: tokio::sync::Mutex<Option<task::JoinHandle<()>>>,
@@ -136,7 +144,7 @@ impl Driver {
             views: Arc::clone(&views),
             placed: placed_sender,
             tasks: JoinSet::new(),
-            lost: BTreeMap::new(),
+            under_way: HashMap::new(),
             batches: BTreeMap::new(),
             events: events.clone(),
             forwarders,
@@ -185,7 +193,7 @@ impl Driver {
             let lacking: Vec<ChunkTodo> = chunks.iter().filter_map(lacks).collect();
             if !lacking.is_empty() {
                 // An error means that the driver has stopped: nobody waits for long then.
-                let _ = self.events.send((peer.bit, TargetEvent::Awaited(lacking)));
+                let _ = self.events.send((peer.bit, vec![TargetEvent::Awaited(lacking)]));
             }
         }
     }
@@ -207,7 +215,7 @@ impl Driver {
 
     /// Tries a target again at once that was out of use.
     pub fn retry(&self, bit: TargetBit) {
-        let _ = self.events.send((bit, TargetEvent::Retry));
+        let _ = self.events.send((bit, vec![TargetEvent::Retry]));
     }
 
     /// Pauses a target, or lets it go on.
@@ -226,9 +234,9 @@ impl Driver {
 }
 
 /// Tells the planner of the gate, now and whenever it changes.
-async fn forward_gate(bit: TargetBit, mut gate: GateWatch, events: mpsc::UnboundedSender<(TargetBit, TargetEvent)>) {
+async fn forward_gate(bit: TargetBit, mut gate: GateWatch, events: mpsc::UnboundedSender<Done>) {
     let mut state = gate.state();
-    while events.send((bit, TargetEvent::Gate(state))).is_ok() {
+    while events.send((bit, vec![TargetEvent::Gate(state)])).is_ok() {
         state = gate.changed().await;
     }
 }
@@ -250,7 +258,33 @@ enum Change {
 }
 
 /// What a task brings back.
-type Done = (TargetBit, TargetEvent);
+type Done = (TargetBit, Vec<TargetEvent>);
+
+/// A task under way.
+struct Task {
+    bit: TargetBit,
+    handle: task::AbortHandle,
+    work: Work,
+}
+
+/// What to tell the planner of a task that is lost to a panic.
+enum Work {
+    One(TargetEvent),
+    /// Of a group of puts, those that did not end yet.
+    Puts(Arc<Mutex<Vec<ChunkTodo>>>),
+}
+
+impl Work {
+    fn lost(self) -> Vec<TargetEvent> {
+        match self {
+            Work::One(event) => vec![event],
+            Work::Puts(left) => {
+                let failed = |chunk: &ChunkTodo| TargetEvent::Failed(chunk.id, broken("put", &key::chunk(chunk.hash)));
+                left.lock().iter().map(failed).collect()
+            }
+        }
+    }
+}
 
 /// The state of the loop.
 struct Run {
@@ -260,8 +294,7 @@ struct Run {
     views: Arc<Mutex<BTreeMap<TargetBit, View>>>,
     placed: watch::Sender<u64>,
     tasks: JoinSet<Done>,
-    /// Of each task: how to give it up, and what to tell the planner if it is lost to a panic.
-    lost: BTreeMap<task::Id, (task::AbortHandle, Done)>,
+    under_way: HashMap<task::Id, Task>,
     batches: BTreeMap<TargetBit, Batch>,
     /// For the forwarders of targets that come later.
     events: mpsc::UnboundedSender<Done>,
@@ -278,18 +311,29 @@ impl Run {
         mut chunks: watch::Receiver<u64>,
         mut stop: watch::Receiver<bool>,
     ) {
-        self.handle(Event::Tick);
+        self.handle([Event::Tick]);
+        let mut events = Vec::new();
         loop {
             let sleep = self.sleep();
             tokio::select! {
                 // An error means that the handle was dropped.
                 _ = stop.wait_for(|stop| *stop) => break,
-                Some((bit, event)) = inbox.recv() => self.target_event(bit, event),
+                Some(done) = inbox.recv() => self.take(done, &mut events),
                 Some(change) = changes.recv() => self.change(change),
-                Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.task_ended(done),
-                Ok(()) = chunks.changed() => self.handle(Event::Added),
-                () = sleep => self.handle(Event::Tick),
+                Some(done) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.task_ended(done, &mut events),
+                Ok(()) = chunks.changed() => events.push(Event::Added),
+                () = sleep => events.push(Event::Tick),
             }
+            while events.len() < EVENTS_MAX {
+                if let Ok(done) = inbox.try_recv() {
+                    self.take(done, &mut events);
+                } else if let Some(done) = self.tasks.try_join_next_with_id() {
+                    self.task_ended(done, &mut events);
+                } else {
+                    break;
+                }
+            }
+            self.handle(events.drain(..));
         }
         self.shut_down().await;
     }
@@ -307,31 +351,33 @@ impl Run {
         }
     }
 
-    fn target_event(&mut self, bit: TargetBit, event: TargetEvent) {
-        let answered = matches!(event, TargetEvent::Probed(Ok(())));
-        let gone = match &event {
-            TargetEvent::Failed(_, failure) | TargetEvent::Unconfirmed(_, failure) => {
-                failure.kind == Kind::PlaceMissing
+    /// Takes what a task brought.
+    fn take(&self, (bit, brought): Done, events: &mut Vec<Event>) {
+        for event in brought {
+            let answered = matches!(event, TargetEvent::Probed(Ok(())));
+            let gone = match &event {
+                TargetEvent::Failed(_, failure) | TargetEvent::Unconfirmed(_, failure) => {
+                    failure.kind == Kind::PlaceMissing
+                }
+                _ => false,
+            };
+            events.push(Event::Target(bit, event));
+            let gate = (answered || gone).then(|| self.peer(bit).map(|peer| peer.gate.clone())).flatten();
+            if let Some(gate) = gate {
+                // Contact again after an outage: the identity comes before the next put (T1).
+                gate.recheck();
+                if answered {
+                    // The keeper may have been faster than this event; the planner must not wait for a change that is over.
+                    events.push(Event::Target(bit, TargetEvent::Gate(gate.state())));
+                }
             }
-            _ => false,
-        };
-        let gate = self.peer(bit).map(|peer| peer.gate.clone());
-        if let (true, Some(gate)) = (answered || gone, &gate) {
-            // Contact again after an outage: the identity comes before the next put (T1).
-            gate.recheck();
-        }
-        self.handle(Event::Target(bit, event));
-        if let (true, Some(gate)) = (answered, &gate) {
-            // The keeper may have been faster than this event; the planner must not wait for a change that is over.
-            self.handle(Event::Target(bit, TargetEvent::Gate(gate.state())));
         }
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, events: impl IntoIterator<Item = Event>) {
         let random = getrandom::u64().expect("the operating system has a random source");
-        for (bit, effect) in self.planner.handle(clock::instant(), event, random) {
-            self.perform(bit, effect);
-        }
+        let effects = self.planner.handle_all(clock::instant(), events, random);
+        self.perform(effects);
         self.flush();
         self.publish();
     }
@@ -365,9 +411,9 @@ impl Run {
             }
             Change::Remove(bit) => self.forget(bit),
             Change::WalkAnew(bit) => self.planner.walk_anew(bit),
-            Change::Pause(bit, paused) => self.handle(Event::Target(bit, TargetEvent::Pause(paused))),
+            Change::Pause(bit, paused) => self.handle([Event::Target(bit, TargetEvent::Pause(paused))]),
         }
-        self.handle(Event::Tick);
+        self.handle([Event::Tick]);
     }
 
     /// Gives up everything about a target. A task that ends all the same is not listened to.
@@ -378,42 +424,56 @@ impl Run {
             forwarder.abort();
         }
         self.batches.remove(&bit);
-        self.lost.retain(|_, (handle, (of, _))| {
-            let stays = *of != bit;
+        self.under_way.retain(|_, task| {
+            let stays = task.bit != bit;
             if !stays {
-                handle.abort();
+                task.handle.abort();
             }
             stays
         });
     }
 
-    fn perform(&mut self, bit: TargetBit, effect: Effect) {
+    fn perform(&mut self, effects: Vec<(TargetBit, Effect)>) {
+        let mut groups: BTreeMap<(TargetBit, bool), Vec<ChunkTodo>> = BTreeMap::new();
+        for (bit, effect) in effects {
+            match effect {
+                Effect::Put(chunk, lane) if chunk.length <= self.options.planner.queue.small_max => {
+                    groups.entry((bit, lane.is_background())).or_default().push(chunk);
+                }
+                Effect::Put(chunk, lane) => self.put(bit, lane.is_background(), vec![chunk]),
+                effect => self.perform_one(bit, effect),
+            }
+        }
+        for ((bit, background), chunks) in groups {
+            self.put(bit, background, chunks);
+        }
+    }
+
+    /// Puts chunks, whose bytes are found together.
+    fn put(&mut self, bit: TargetBit, background: bool, chunks: Vec<ChunkTodo>) {
+        let left = Arc::new(Mutex::new(chunks.clone()));
+        let work = put(Arc::clone(&self.uploader), bit, background, chunks, Arc::clone(&left), self.events.clone());
+        self.spawn(bit, Work::Puts(left), work);
+    }
+
+    fn perform_one(&mut self, bit: TargetBit, effect: Effect) {
         let Some(peer) = self.peer(bit) else { return };
         let (uploader, target, patience) = (Arc::clone(&self.uploader), peer.target.clone(), self.options.patience);
         match effect {
             Effect::Load { after, limit } => {
-                self.spawn(bit, TargetEvent::LoadFailed, async move { load(&uploader, bit, after, limit).await });
+                let work = async move { vec![load(&uploader, bit, after, limit).await] };
+                self.spawn(bit, Work::One(TargetEvent::LoadFailed), work);
             }
-            Effect::Put(chunk) => {
-                let lost = TargetEvent::Failed(chunk.id, broken("put", &key::chunk(chunk.hash)));
-                self.spawn(bit, lost, async move {
-                    match uploader.put(bit, chunk).await {
-                        Outcome::Sent => TargetEvent::Sent(chunk.id),
-                        Outcome::Unsendable => TargetEvent::Unsendable(chunk.id),
-                        Outcome::Gone => TargetEvent::Gone(chunk.id),
-                        Outcome::Failed(failure) => TargetEvent::Failed(chunk.id, failure),
-                    }
-                });
-            }
+            Effect::Put(..) => unreachable!("puts are performed together"),
             Effect::Check(chunk) => {
                 let key = key::chunk(chunk.hash);
                 let lost = TargetEvent::Failed(chunk.id, broken("stat", &key));
-                self.spawn(bit, lost, async move {
-                    match tokio::time::timeout(patience.answer, target.stat(&key)).await {
+                self.spawn(bit, Work::One(lost), async move {
+                    vec![match tokio::time::timeout(patience.answer, target.stat(&key)).await {
                         Ok(Ok(found)) => TargetEvent::Checked(chunk.id, found),
                         Ok(Err(error)) => TargetEvent::Failed(chunk.id, error.into()),
                         Err(_) => TargetEvent::Failed(chunk.id, unanswered("stat", &key)),
-                    }
+                    }]
                 });
             }
             Effect::Confirm(chunk) => {
@@ -422,51 +482,50 @@ impl Run {
             }
             Effect::Probe => {
                 let lost = TargetEvent::Probed(Err(broken("get", key::SUPERBLOCK)));
-                self.spawn(bit, lost, async move {
+                self.spawn(bit, Work::One(lost), async move {
                     // A directory that was lost answers nothing but this: it is how contact is made (T10).
                     let get = target.get(key::SUPERBLOCK, SUPERBLOCK_BYTES_MAX);
-                    TargetEvent::Probed(match tokio::time::timeout(patience.answer, get).await {
+                    vec![TargetEvent::Probed(match tokio::time::timeout(patience.answer, get).await {
                         Ok(Ok(_)) => Ok(()),
                         // That there is none, or a strange one, is an answer. What it means is for `contact` to judge.
                         Ok(Err(error)) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Ok(()),
                         Ok(Err(error)) => Err(error.into()),
                         Err(_) => Err(unanswered("get", key::SUPERBLOCK)),
-                    })
+                    })]
                 });
             }
         }
     }
 
-    /// Starts a task whose end is an event; `lost` is told if it panics.
-    fn spawn(&mut self, bit: TargetBit, lost: TargetEvent, work: impl Future<Output = TargetEvent> + Send + 'static) {
-        let handle = self.tasks.spawn(async move { (bit, work.await) });
-        self.lost.insert(handle.id(), (handle, (bit, lost)));
+    /// Starts a task whose end is events; of `work` the planner is told if it panics.
+    fn spawn(&mut self, bit: TargetBit, work: Work, future: impl Future<Output = Vec<TargetEvent>> + Send + 'static) {
+        let handle = self.tasks.spawn(async move { (bit, future.await) });
+        self.under_way.insert(handle.id(), Task { bit, handle, work });
     }
 
-    fn task_ended(&mut self, done: std::result::Result<(task::Id, Done), task::JoinError>) {
-        let (bit, event) = match done {
+    fn task_ended(&mut self, done: std::result::Result<(task::Id, Done), task::JoinError>, events: &mut Vec<Event>) {
+        let done = match done {
             Ok((id, done)) => {
-                if self.lost.remove(&id).is_none() {
+                if self.under_way.remove(&id).is_none() {
                     // Of a target that was removed meanwhile.
                     return;
                 }
                 done
             }
             Err(error) => {
-                let Some((_, lost)) = self.lost.remove(&error.id()) else { return };
-                tracing::error!(target = lost.0.index(), %error, "a task of the uploader ended before its work");
-                lost
+                let Some(Task { bit, work, .. }) = self.under_way.remove(&error.id()) else { return };
+                tracing::error!(target = bit.index(), %error, "a task of the uploader ended before its work");
+                (bit, work.lost())
             }
         };
-        self.target_event(bit, event);
+        self.take(done, events);
     }
 
     /// Records batches that are full or due, or that nothing more would join.
     fn flush(&mut self) {
         let now = clock::instant();
         let ready = |(bit, batch): (&TargetBit, &Batch)| {
-            let alone = self.planner.view(*bit).is_none_or(|view| view.sending == 0);
-            (alone || batch.chunks.len() >= self.options.batch || now >= batch.due).then_some(*bit)
+            (self.planner.is_idle(*bit) || batch.chunks.len() >= self.options.batch || now >= batch.due).then_some(*bit)
         };
         let bits: Vec<TargetBit> = self.batches.iter().filter_map(ready).collect();
         for bit in bits {
@@ -477,15 +536,17 @@ impl Run {
     }
 
     fn record(&mut self, bit: TargetBit, batch: Batch) {
-        let work = record(Arc::clone(&self.uploader), bit, batch.chunks.clone(), self.placed.clone());
-        self.spawn(bit, TargetEvent::Unconfirmed(batch.chunks, broken("check place", "")), work);
+        let chunks = batch.chunks.clone();
+        let (uploader, placed) = (Arc::clone(&self.uploader), self.placed.clone());
+        let lost = TargetEvent::Unconfirmed(batch.chunks, broken("check place", ""));
+        self.spawn(bit, Work::One(lost), async move { vec![record(uploader, bit, chunks, placed).await] });
     }
 
     /// What is confirmed is recorded; what is in flight is given up: it is named by its content and sent again.
     async fn shut_down(mut self) {
-        for (handle, (_, lost)) in self.lost.values() {
-            if !matches!(lost, TargetEvent::Unconfirmed(..)) {
-                handle.abort();
+        for task in self.under_way.values() {
+            if !matches!(task.work, Work::One(TargetEvent::Unconfirmed(..))) {
+                task.handle.abort();
             }
         }
         for (bit, batch) in std::mem::take(&mut self.batches) {
@@ -495,6 +556,46 @@ impl Run {
         // A target that hangs must not hold up the end: what it does not confirm now is sent again.
         let _ = tokio::time::timeout(Duration::from_secs(2), records).await;
     }
+}
+
+/// Puts a group of chunks, each at its own pace; returns what came of the last of them. `left` are those that did not end.
+async fn put(
+    uploader: Arc<Uploader>,
+    bit: TargetBit,
+    background: bool,
+    chunks: Vec<ChunkTodo>,
+    left: Arc<Mutex<Vec<ChunkTodo>>>,
+    events: mpsc::UnboundedSender<Done>,
+) -> Vec<TargetEvent> {
+    let prepared = uploader.prepare(bit, &chunks).await;
+    let send = |(chunk, prepared): (ChunkTodo, Prepared)| {
+        let uploader = &uploader;
+        async move {
+            let event = match uploader.put(bit, prepared, chunk, background).await {
+                Outcome::Sent => TargetEvent::Sent(chunk.id),
+                Outcome::Unsendable => TargetEvent::Unsendable(chunk.id),
+                Outcome::Gone => TargetEvent::Gone(chunk.id),
+                Outcome::Failed(failure) => TargetEvent::Failed(chunk.id, failure),
+            };
+            (chunk.id, event)
+        }
+    };
+    let mut sending: FuturesUnordered<_> = chunks.into_iter().zip(prepared).map(send).collect();
+    let mut ended = Vec::new();
+    while let Some(first) = sending.next().await {
+        ended.push(first);
+        while let Some(Some(more)) = sending.next().now_or_never() {
+            ended.push(more);
+        }
+        left.lock().retain(|chunk| !ended.iter().any(|(id, _)| *id == chunk.id));
+        let brought: Vec<TargetEvent> = ended.drain(..).map(|(_, event)| event).collect();
+        if sending.is_empty() {
+            return brought;
+        }
+        // An error means that the loop has ended.
+        let _ = events.send((bit, brought));
+    }
+    Vec::new()
 }
 
 async fn load(uploader: &Arc<Uploader>, bit: TargetBit, after: ChunkId, limit: usize) -> TargetEvent {

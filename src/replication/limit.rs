@@ -50,11 +50,16 @@ impl Limit {
 mod tests {
     use std::time::Duration;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn at(millis: u64) -> Instant {
+        Instant::START + Duration::from_millis(millis)
+    }
 
     #[test]
     fn the_limit_grows_by_one_a_round_and_halves_once_a_burst() {
-        let at = |secs| Instant::START + Duration::from_secs(secs);
         let mut limit = Limit::new(8);
         for _ in 0..100 {
             limit.succeeded();
@@ -70,5 +75,38 @@ mod tests {
         assert_eq!(limit.current(), 1, "never zero");
         limit.succeeded();
         assert_eq!(limit.current(), 2);
+    }
+    proptest! {
+        /// Against the rule told slowly: one more when as many succeeded as may be in flight, half when one failed that began
+        /// after the last halving, never beyond the bounds.
+        #[test]
+        fn additive_increase_and_multiplicative_decrease_within_hard_bounds(
+            max in 0u32..20,
+            events in prop::collection::vec((any::<bool>(), 0u64..50), 0..300),
+        ) {
+            let mut limit = Limit::new(max);
+            let bound = max.max(1);
+            let (mut expected, mut row, mut halved_at, mut now) = (bound.div_ceil(2), 0, 0, 1_000);
+            for (succeeds, began_before) in events {
+                now += 10;
+                if succeeds {
+                    limit.succeeded();
+                    row += 1;
+                    if row == expected.max(1) {
+                        expected = bound.min(expected + 1);
+                        row = 0;
+                    }
+                } else {
+                    limit.overloaded(at(now), at(now - began_before));
+                    row = 0;
+                    if now - began_before >= halved_at {
+                        expected = (expected / 2).max(1);
+                        halved_at = now;
+                    }
+                }
+                prop_assert_eq!(limit.current(), expected);
+                prop_assert!((1..=bound).contains(&limit.current()));
+            }
+        }
     }
 }

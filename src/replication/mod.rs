@@ -31,3 +31,6 @@ pub mod stock;
 #[cfg(test)]
 mod test_world;
 pub mod upload;
+pub mod walk;
+#[cfg(test)]
+mod week_tests;

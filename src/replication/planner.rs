@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use super::gate::Gate;
 use super::health::{Admission, Failure, Health, Policy, State};
 use super::limit::Limit;
-use super::queue::{Bounds, Queue};
+use super::queue::{Bounds, Lane, Queue};
 use crate::clock::Instant;
 use crate::id::{ChunkId, TargetBit};
 use crate::meta::placement::{ChunkTodo, TodoPage};
@@ -93,8 +93,8 @@ pub enum TargetEvent {
 pub enum Effect {
     /// Read what it lacks, strictly after this chunk, at most so many.
     Load { after: ChunkId, limit: usize },
-    /// Send a chunk.
-    Put(ChunkTodo),
+    /// Send a chunk, which comes from this lane.
+    Put(ChunkTodo, Lane),
     /// Ask whether it has a chunk.
     Check(ChunkTodo),
     /// Record, together with others of the moment, that it has a chunk.
@@ -169,16 +169,28 @@ impl Planner {
 
     /// Takes an event; returns what to do now. `random` is fresh for each call.
     pub fn handle(&mut self, now: Instant, event: Event, random: u64) -> Vec<(TargetBit, Effect)> {
+        self.handle_all(now, [event], random)
+    }
+
+    /// The same for all events of a moment, which cost little more than one then.
+    pub fn handle_all(
+        &mut self,
+        now: Instant,
+        events: impl IntoIterator<Item = Event>,
+        random: u64,
+    ) -> Vec<(TargetBit, Effect)> {
         let mut effects = Vec::new();
         self.now = now;
-        match event {
-            Event::Tick => {}
-            Event::Added => self.targets.values_mut().for_each(|target| target.queue.added()),
-            Event::Target(bit, event) => {
-                // One that was removed may still be told of.
-                if let Some(target) = self.targets.get_mut(&bit) {
-                    let effect = target.apply(now, event, random);
-                    effects.extend(effect.map(|effect| (bit, effect)));
+        for event in events {
+            match event {
+                Event::Tick => {}
+                Event::Added => self.targets.values_mut().for_each(|target| target.queue.added()),
+                Event::Target(bit, event) => {
+                    // One that was removed may still be told of.
+                    if let Some(target) = self.targets.get_mut(&bit) {
+                        let effect = target.apply(now, event, random);
+                        effects.extend(effect.map(|effect| (bit, effect)));
+                    }
                 }
             }
         }
@@ -195,6 +207,11 @@ impl Planner {
             target.health.deadline(self.now).into_iter().chain(target.queue.deadline(self.now)).min()
         };
         self.targets.values().filter_map(of).min()
+    }
+
+    /// True if nothing is in flight to a target.
+    pub fn is_idle(&self, bit: TargetBit) -> bool {
+        self.targets.get(&bit).is_none_or(|target| target.queue.sending() == 0)
     }
 
     /// A target as it is.
@@ -252,7 +269,7 @@ impl TargetState {
                 } else if self.gate == Gate::Open {
                     // It is not there, or not whole: now it is known that sending again does no harm. This answer is no
                     // success: a store that answers questions and swallows writes must not look healthy.
-                    self.queue.resend(chunk).map(Effect::Put)
+                    self.queue.resend(chunk).map(|flight| Effect::Put(flight.job.chunk, flight.lane))
                 } else {
                     self.queue.failed(chunk, false);
                     None
@@ -322,8 +339,8 @@ impl TargetState {
             if !fits && self.queue.sending() > 0 {
                 return;
             }
-            let job = self.queue.start(chunk.id, now);
-            effect(if job.doubtful { Effect::Check(chunk) } else { Effect::Put(chunk) });
+            let flight = self.queue.start(chunk.id, now);
+            effect(if flight.job.doubtful { Effect::Check(chunk) } else { Effect::Put(chunk, flight.lane) });
         }
     }
 }

@@ -1,32 +1,39 @@
 //! What waits for one target, and what is on its way: a bounded window of the chunks it lacks. Pure.
 //!
-//! Owns: lanes, single flight, the walk over the store's rows, parked chunks.
-//! Does not own: whether anything may be sent at all (`health`, `gate`), how much at a time (`limit`).
+//! Owns: lanes and their precedence, single flight, parked chunks.
+//! Does not own: whether anything may be sent at all (`health`, `gate`), how much at a time (`limit`), where the next page
+//! is read (`walk`).
 //!
 //! ```text
-//!  walk over chunk_todo ──▶ lanes: small │ bulk ──▶ sending ──▶ confirming ──▶ (placed)
-//!                             ▲      ▲                │  │           │
-//!                             │      └── failed ──────┘  │           │ the place was not what it was
-//!                             │      ▲                   │           │
-//!                             │      └───────────────────┼───────────┘
-//!                             └──── parked ◀─ no source ─┘
+//!  walk over what is new ──▶ small │ bulk │ backfill ──▶ sending ──▶ confirming ──▶ (placed)
+//!  walk over what was passed ──▶ repair ──▶               │  │           │
+//!                             ▲      ▲                    │  │           │
+//!                             │      └── failed ──────────┘  │           │ the place was not what it was
+//!                             │      ▲                       │           │
+//!                             │      └───────────────────────┼───────────┘
+//!                             └──── parked ◀──── no source ──┘
 //! ```
 //!
 //! - A chunk that an acknowledgement waits for changes to a lane of its own, or comes straight into it (D3).
 //! - A chunk is in exactly one of these places, so it has one flight per target.
 //! - The window is filled from the store in order of ids: nothing has to be rebuilt at a restart (T6). A page may have been
 //!   read before a placement was recorded; what was settled while it was being read is left out of it.
+//! - **In the background** are backfill (of a target that resyncs) and repair. While anything else waits, at most one of
+//!   their chunks is in flight, and every [`BACKGROUND_TURN`]th start is theirs if none is: neither starves the other.
+//!   Repairs have a window of their own, for a long one would keep what is new out of memory.
 //! - A job whose reply was lost is **doubtful**: the target is asked before bytes are sent again.
 //! - A chunk that no source can give is **parked** and tried again later; it never stops the others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::walk::{Room, Walks, Which};
 use crate::clock::Instant;
 use crate::id::ChunkId;
 use crate::meta::placement::{ChunkTodo, TodoPage};
 
-/// A lane of the queue, in order of precedence. FIFO in a lane; whatever has waited too long goes first, from any lane.
+/// A lane of the queue, in order of precedence. FIFO in a lane; whatever has waited too long goes first, from any lane that is
+/// not in the background.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
     /// Chunks that an acknowledgement waits for (D3). Every second start is theirs, however old the others are: what has
@@ -36,13 +43,31 @@ pub enum Lane {
     Small,
     /// Everything else.
     Bulk,
+    /// What a target lacks that resyncs (T4).
+    Backfill,
+    /// What the target had, or what was passed by: copies that were found bad, chunks that are wanted again.
+    Repair,
+}
+
+/// Of so many starts one is of the background while others wait.
+pub const BACKGROUND_TURN: u32 = 8;
+
+impl Lane {
+    const ALL: [Lane; 5] = [Lane::Awaited, Lane::Small, Lane::Bulk, Lane::Backfill, Lane::Repair];
+
+    /// Nobody waits for it but the target itself.
+    pub fn is_background(self) -> bool {
+        matches!(self, Lane::Backfill | Lane::Repair)
+    }
 }
 
 /// Bounds of one queue.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Chunks that wait in memory.
+    /// Chunks that wait in memory, without repairs.
     pub window: usize,
+    /// Repairs that wait in memory.
+    pub repairs: usize,
     /// Chunks that are confirmed and not yet recorded.
     pub confirming: usize,
     /// Chunks that no source could give.
@@ -59,7 +84,8 @@ impl Default for Bounds {
     fn default() -> Bounds {
         Bounds {
             window: 1024,
-            confirming: 256,
+            repairs: 256,
+            confirming: 1024,
             parked: 256,
             small_max: 256 << 10,
             age_max: Duration::from_secs(10),
@@ -76,31 +102,17 @@ pub struct Job {
     pub queued: Instant,
     /// An earlier put may have been applied.
     pub doubtful: bool,
+    /// Where it belongs when nobody waits for it.
+    pub lane: Lane,
 }
 
 /// A job in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flight {
     pub job: Job,
+    /// The lane that it came from.
+    pub lane: Lane,
     pub started: Instant,
-}
-
-/// The walk over the rows of what the target lacks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Walk {
-    /// There may be more after the cursor.
-    More,
-    /// A page is being read.
-    Loading {
-        /// Chunks that left the queue meanwhile: the page may still name them.
-        settled: BTreeSet<ChunkId>,
-        /// Chunks were committed meanwhile: the page's end is not the end.
-        added: bool,
-    },
-    /// The store failed; try again then.
-    Failed(Instant),
-    /// Nothing after the cursor until chunks are added.
-    End,
 }
 
 /// The queue of one target.
@@ -113,15 +125,13 @@ pub struct Queue {
     confirming: BTreeMap<ChunkId, Flight>,
     parked: BTreeMap<ChunkId, Job>,
     parked_until: Instant,
-    walk: Walk,
-    cursor: ChunkId,
+    walks: Walks,
     /// The last start was of an awaited chunk.
     awaited_last: bool,
-    /// The walk missed something behind its cursor and begins anew then.
-    rewind_at: Option<Instant>,
-    /// When it did so last: at once the first time, for a copy that was found bad is lacking now; then not more often than
-    /// [`Bounds::rest`].
-    rewound_at: Option<Instant>,
+    /// Starts since the last one of the background.
+    starts: u32,
+    /// Flights of the background.
+    background: usize,
 }
 
 impl Queue {
@@ -129,17 +139,16 @@ impl Queue {
     pub fn new(bounds: Bounds) -> Queue {
         Queue {
             bounds,
-            lanes: [Lane::Awaited, Lane::Small, Lane::Bulk].map(|lane| (lane, BTreeMap::new())).into(),
+            lanes: Lane::ALL.map(|lane| (lane, BTreeMap::new())).into(),
             sending: BTreeMap::new(),
             sending_bytes: 0,
             confirming: BTreeMap::new(),
             parked: BTreeMap::new(),
             parked_until: Instant::default(),
-            walk: Walk::More,
-            cursor: ChunkId(0),
+            walks: Walks::new(bounds.rest),
             awaited_last: false,
-            rewind_at: None,
-            rewound_at: None,
+            starts: 0,
+            background: 0,
         }
     }
 
@@ -163,81 +172,58 @@ impl Queue {
         self.parked.len()
     }
 
-    /// True if nothing waits, nothing is on its way, and the walk has found nothing more.
+    /// True if nothing waits, nothing is on its way, and the walks have found nothing more.
     pub fn is_drained(&self) -> bool {
-        self.walk == Walk::End && self.known() == 0 && self.rewind_at.is_none()
+        self.walks.are_over() && self.known() == 0
     }
 
     /// Chunks were committed.
     pub fn added(&mut self) {
-        match &mut self.walk {
-            Walk::Loading { added, .. } => *added = true,
-            Walk::End => self.walk = Walk::More,
-            Walk::More | Walk::Failed(_) => {}
-        }
+        self.walks.added();
     }
 
     /// Looks at all rows again, from the first: what was passed may be lacking now.
     pub fn walk_anew(&mut self) {
-        // Not in the middle of a page: the rewind comes after it.
-        self.rewind_at = Some(Instant::default());
+        self.walks.again();
     }
 
     /// Where and how much to read from the store now, if the window has room; a page is then being read.
     pub fn load(&mut self, now: Instant) -> Option<(ChunkId, usize)> {
-        if self.rewind_at.is_some_and(|at| now >= at) && !matches!(self.walk, Walk::Loading { .. }) {
-            self.rewind_at = None;
-            self.rewound_at = Some(now);
-            self.cursor = ChunkId(0);
-            self.walk = Walk::More;
-        }
-        let ready = match self.walk {
-            Walk::More => true,
-            Walk::Failed(at) => now >= at,
-            Walk::Loading { .. } | Walk::End => false,
+        let repairs = self.lane(Lane::Repair).len();
+        let room = Room {
+            new: room(self.bounds.window, self.waiting() - repairs),
+            passed: room(self.bounds.repairs, repairs),
         };
-        let room = self.bounds.window.saturating_sub(self.waiting());
-        // Half a window at least: many small reads cost more than one.
-        if !ready || room < self.bounds.window.div_ceil(2) {
-            return None;
-        }
-        self.walk = Walk::Loading { settled: BTreeSet::new(), added: false };
-        Some((self.cursor, room))
+        self.walks.load(now, room)
     }
 
     /// The page that [`Queue::load`] asked for.
     pub fn loaded(&mut self, now: Instant, page: &TodoPage) {
-        let Walk::Loading { settled, added } = std::mem::replace(&mut self.walk, Walk::More) else {
-            panic!("a page arrived that nobody asked for");
-        };
-        self.cursor = page.cursor;
+        let read = self.walks.read(page);
         for chunk in &page.chunks {
-            if !settled.contains(&chunk.id) && !self.knows(chunk.id) {
-                self.enqueue(Job { chunk: *chunk, queued: now, doubtful: false });
+            if read.covers(chunk.id) && !self.knows(chunk.id) {
+                let lane = match read.walk {
+                    Which::Passed => Lane::Repair,
+                    Which::New if page.backfill => Lane::Backfill,
+                    Which::New => self.lane_of(chunk),
+                };
+                self.enqueue(Job { chunk: *chunk, queued: now, doubtful: false, lane });
             }
         }
-        let missed = page.pending.saturating_sub(page.unneeded.len() as u64) > self.known() as u64;
-        if !page.end || added || (missed && !settled.is_empty()) {
-            // With settled chunks the sum says nothing: look once more.
-            return;
-        }
-        self.walk = Walk::End;
-        if missed {
-            let rested = self.rewound_at.map_or(now, |at| (at + self.bounds.rest).max(now));
-            self.rewind_at.get_or_insert(rested);
-        }
+        let known = page.pending.saturating_sub(page.unneeded.len() as u64) <= self.known() as u64;
+        self.walks.ended(now, page, &read, known);
     }
 
     /// Somebody waits for these chunks, which the target lacked a moment ago. They need not be in the window: of those that
-    /// the walk has not come to, as many are taken as the lane has room for. One behind the walk that is in no lane is
-    /// settled by now.
+    /// no walk has come to, as many are taken as the lane has room for. One behind the walks that is in no lane is settled
+    /// by now.
     pub fn awaited(&mut self, now: Instant, chunks: &[ChunkTodo]) {
         for chunk in chunks {
             let job = match self.lanes.values_mut().find_map(|jobs| jobs.remove(&chunk.id)) {
                 Some(job) => job,
-                None if chunk.id <= self.cursor || self.knows(chunk.id) => continue,
+                None if self.walks.have_passed(chunk.id) || self.knows(chunk.id) => continue,
                 None if self.lane(Lane::Awaited).len() >= self.bounds.window => continue,
-                None => Job { chunk: *chunk, queued: now, doubtful: false },
+                None => Job { chunk: *chunk, queued: now, doubtful: false, lane: self.lane_of(chunk) },
             };
             self.lanes.entry(Lane::Awaited).or_default().insert(job.chunk.id, job);
         }
@@ -249,8 +235,7 @@ impl Queue {
 
     /// The page could not be read.
     pub fn load_failed(&mut self, now: Instant) {
-        assert!(matches!(self.walk, Walk::Loading { .. }), "a page failed that nobody asked for");
-        self.walk = Walk::Failed(now + Duration::from_secs(1));
+        self.walks.failed(now);
     }
 
     /// The job that would go next.
@@ -258,28 +243,50 @@ impl Queue {
         if self.confirming.len() >= self.bounds.confirming {
             return None;
         }
-        if !self.awaited_last
-            && let Some(job) = self.lane(Lane::Awaited).values().next()
+        let of = |background: bool| {
+            self.lanes
+                .iter()
+                .filter(move |(lane, _)| lane.is_background() == background)
+                .filter_map(|(_, jobs)| jobs.values().next())
+        };
+        let Some(first) = of(false).next() else { return self.first_of(now, of(true)) };
+        if self.background == 0
+            && self.starts + 1 >= BACKGROUND_TURN
+            && let Some(job) = self.first_of(now, of(true))
         {
             return Some(job);
         }
-        let heads = || self.lanes.values().filter_map(|lane| lane.values().next());
-        let oldest = heads().min_by_key(|job| (job.queued, job.chunk.id))?;
-        if now.since(oldest.queued) > self.bounds.age_max { Some(oldest) } else { heads().next() }
+        if !self.awaited_last && !self.lane(Lane::Awaited).is_empty() {
+            return Some(first);
+        }
+        self.first_of(now, of(false))
+    }
+
+    /// Of the first ones of lanes, in order of precedence: whatever has waited too long, else the first.
+    fn first_of<'a>(&self, now: Instant, heads: impl Iterator<Item = &'a Job> + Clone) -> Option<&'a Job> {
+        let oldest = heads.clone().min_by_key(|job| (job.queued, job.chunk.id))?;
+        if now.since(oldest.queued) > self.bounds.age_max { Some(oldest) } else { heads.into_iter().next() }
     }
 
     /// Takes a waiting job into flight.
-    pub fn start(&mut self, chunk: ChunkId, now: Instant) -> Job {
+    pub fn start(&mut self, chunk: ChunkId, now: Instant) -> Flight {
         let (lane, job) = self
             .lanes
             .iter_mut()
             .find_map(|(lane, jobs)| Some((*lane, jobs.remove(&chunk)?)))
             .expect("only a job that waits is started");
-        self.awaited_last = lane == Lane::Awaited;
+        if lane.is_background() {
+            self.starts = 0;
+        } else {
+            self.starts = self.starts.saturating_add(1);
+            self.awaited_last = lane == Lane::Awaited;
+        }
+        let flight = Flight { job, lane, started: now };
+        self.background += usize::from(lane.is_background());
         self.sending_bytes += job.chunk.length;
-        let earlier = self.sending.insert(chunk, Flight { job, started: now });
+        let earlier = self.sending.insert(chunk, flight);
         assert!(earlier.is_none() && !self.confirming.contains_key(&chunk), "one flight per chunk and target");
-        job
+        flight
     }
 
     /// The job of a chunk in flight; `None` if it is not in flight.
@@ -288,10 +295,10 @@ impl Queue {
     }
 
     /// The put of a chunk in flight begins anew, without doubt.
-    pub fn resend(&mut self, chunk: ChunkId) -> Option<ChunkTodo> {
+    pub fn resend(&mut self, chunk: ChunkId) -> Option<Flight> {
         let flight = self.sending.get_mut(&chunk)?;
         flight.job.doubtful = false;
-        Some(flight.job.chunk)
+        Some(*flight)
     }
 
     /// The target has a chunk that was in flight; it remains to be recorded.
@@ -319,7 +326,7 @@ impl Queue {
         } else {
             // Forgotten here; its row still says that it is lacking, and the next walk finds it.
             self.settle(chunk);
-            self.rewind_at.get_or_insert(now + self.bounds.rest);
+            self.walks.again_at(now + self.bounds.rest);
         }
     }
 
@@ -355,8 +362,7 @@ impl Queue {
     /// When time alone will change something.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let parked = (!self.parked.is_empty()).then_some(self.parked_until);
-        let failed = if let Walk::Failed(at) = self.walk { Some(at) } else { None };
-        [parked, failed, self.rewind_at].into_iter().flatten().filter(|at| *at > now).min()
+        parked.into_iter().chain(self.walks.deadlines()).filter(|at| *at > now).min()
     }
 
     fn known(&self) -> usize {
@@ -370,20 +376,31 @@ impl Queue {
             || self.lanes.values().any(|lane| lane.contains_key(&chunk))
     }
 
+    fn lane_of(&self, chunk: &ChunkTodo) -> Lane {
+        if chunk.length <= self.bounds.small_max { Lane::Small } else { Lane::Bulk }
+    }
+
     fn enqueue(&mut self, job: Job) {
-        let lane = if job.chunk.length <= self.bounds.small_max { Lane::Small } else { Lane::Bulk };
-        self.lanes.entry(lane).or_default().insert(job.chunk.id, job);
+        self.lanes.entry(job.lane).or_default().insert(job.chunk.id, job);
     }
 
     fn land(&mut self, chunk: ChunkId) -> Option<Flight> {
         let flight = self.sending.remove(&chunk)?;
         self.sending_bytes -= flight.job.chunk.length;
+        self.background -= usize::from(flight.lane.is_background());
         Some(flight)
     }
 
     fn settle(&mut self, chunk: ChunkId) {
-        if let Walk::Loading { settled, .. } = &mut self.walk {
-            settled.insert(chunk);
-        }
+        self.walks.settled(chunk);
     }
 }
+
+/// Room for a page, if it is worth reading one: half of it at least, for many small reads cost more than one.
+fn room(bound: usize, taken: usize) -> Option<usize> {
+    let room = bound.saturating_sub(taken);
+    (room >= bound.div_ceil(2)).then_some(room)
+}
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,8 @@ use crate::replication::holds::JournalHolds;
 
 /// Chunks that one transaction unpins (D8).
 const PAGE: usize = 256;
+/// Records that cannot be too many bytes.
+const FEW_ROWS: u64 = 64;
 /// Seqs whose bytes are summed up together.
 const BLOCK: u64 = 1024;
 
@@ -118,9 +120,8 @@ impl Watch {
         let waiting = self.meta.waiting_records(row.bit)?;
         let tallies = self.meta.tallies()?;
         let pending_bytes = tallies.iter().find(|(bit, _)| *bit == row.bit).map_or(0, |(_, tally)| tally.pending_bytes);
-        // What cannot decide is not summed up.
-        let row_bytes =
-            if waiting > self.limits.rows_max / 256 { self.journal_bytes(row.shipped_seq.next())? } else { 0 };
+        // What cannot decide is not summed up: a record has a few MiB at most, when a file is changed in 65,536 places.
+        let row_bytes = if waiting > FEW_ROWS { self.journal_bytes(row.shipped_seq.next())? } else { 0 };
         let superseded_bytes =
             if pending_bytes > self.limits.superseded_min { self.meta.superseded_bytes(row.bit)? } else { 0 };
         Ok(Backlog { rows: waiting, row_bytes, pending_bytes, superseded_bytes })

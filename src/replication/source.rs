@@ -63,8 +63,8 @@ pub fn copied_bytes(sources: &ChunkSources) -> u64 {
 /// Opens a chunk from local files. `mount` is the number of this mount. Blocks on the disk.
 ///
 /// Returns `None` in the first place if no local copy is there and right; every wrong one that was met is a finding.
-pub fn open(files: &ChunkFiles, mount: u64, sources: &ChunkSources) -> (Option<CheckedChunk>, Vec<Finding>) {
-    let mut opener = Opener { files, sources, last: None, findings: Vec::new() };
+pub fn open(files: &mut Files<'_>, mount: u64, sources: &ChunkSources) -> (Option<CheckedChunk>, Vec<Finding>) {
+    let mut opener = Opener { files, sources, findings: Vec::new() };
     let mut ranges: Vec<Range> = sources.pieces.iter().map(|_| Range::Untried).collect();
     while let Some(tiling) = tile(&sources.pieces, sources.chunk.length, &ranges) {
         let mut good = true;
@@ -157,22 +157,53 @@ fn tile(pieces: &[LocationPiece], length: u64, ranges: &[Range]) -> Option<Vec<u
     (length > 0).then_some(tiling)
 }
 
-struct Opener<'a> {
+/// Chunk files, the one opened last at hand: neighbours in a gathered chunk, and chunks of a moment, are often neighbours in
+/// a file.
+pub struct Files<'a> {
     files: &'a ChunkFiles,
+    last: Option<(ChunkFileId, Open)>,
+}
+
+#[derive(Clone)]
+struct Open {
+    file: Arc<File>,
+    /// A sealed file does not grow (S2).
+    length: u64,
+}
+
+impl Files<'_> {
+    /// None is open yet.
+    pub fn new(files: &ChunkFiles) -> Files<'_> {
+        Files { files, last: None }
+    }
+
+    fn get(&mut self, piece: &LocationPiece) -> Result<Open, String> {
+        if let Some((id, open)) = &self.last
+            && *id == piece.file
+        {
+            return Ok(open.clone());
+        }
+        let file = self.files.open(&piece.name).map_err(|e| format!("cannot be opened: {e}"))?;
+        let length = file.metadata().map_err(|e| format!("cannot be examined: {e}"))?.len();
+        let open = Open { file: Arc::new(file), length };
+        self.last = Some((piece.file, open.clone()));
+        Ok(open)
+    }
+}
+
+struct Opener<'a, 'f> {
+    files: &'a mut Files<'f>,
     sources: &'a ChunkSources,
-    /// Neighbours in a gathered chunk are often neighbours in a file.
-    last: Option<(ChunkFileId, Arc<File>)>,
     findings: Vec<Finding>,
 }
 
-impl Opener<'_> {
+impl Opener<'_, '_> {
     fn report(&mut self, place: &str, problem: String) {
         self.findings.push(Finding { chunk: self.sources.chunk.hash, place: place.to_owned(), problem });
     }
 
     fn read(&mut self, piece: &LocationPiece) -> Result<Bytes, String> {
-        let file = self.file(piece).map_err(|e| format!("cannot be opened: {e}"))?;
-        let length = file.metadata().map_err(|e| format!("cannot be examined: {e}"))?.len();
+        let Open { file, length } = self.files.get(piece)?;
         let end = piece.file_offset.checked_add(piece.length);
         if end.is_none_or(|end| end > length) {
             return Err(format!("the file ends at byte {length}, before the range at {}", piece.file_offset));
@@ -183,17 +214,6 @@ impl Opener<'_> {
             return Err(format!("{} bytes at {} do not match their checksum", piece.length, piece.file_offset));
         }
         Ok(bytes)
-    }
-
-    fn file(&mut self, piece: &LocationPiece) -> std::io::Result<Arc<File>> {
-        if let Some((id, file)) = &self.last
-            && *id == piece.file
-        {
-            return Ok(Arc::clone(file));
-        }
-        let file = Arc::new(self.files.open(&piece.name)?);
-        self.last = Some((piece.file, Arc::clone(&file)));
-        Ok(file)
     }
 }
 
@@ -277,7 +297,7 @@ mod tests {
         }
 
         fn open(&self, sources: &ChunkSources) -> (Option<Vec<u8>>, usize) {
-            let (chunk, findings) = open(&self.files, 5, sources);
+            let (chunk, findings) = open(&mut Files::new(&self.files), 5, sources);
             (chunk.map(|chunk| chunk.into_body().parts().concat()), findings.len())
         }
     }

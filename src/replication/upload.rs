@@ -1,4 +1,4 @@
-//! One put of one chunk: find its bytes, check them, send them.
+//! Puts: find the bytes of chunks, check them, send them.
 //!
 //! Owns: the order of sources (this machine, then other targets), findings, the deadline of a put, what was sent.
 //! Does not own: when and whether to send (`planner`), recording that it arrived (`driver`).
@@ -6,6 +6,8 @@
 //! - Wrong bytes are never sent and so never confirmed (S5, promise 4): only a [`CheckedChunk`] becomes a body.
 //! - A body is a mapping, not memory. What has to be copied (small ranges of a gathered chunk, chunks fetched from another
 //!   target) is bounded for each target by itself, so that one that hangs takes no memory from the others (promises 5, 6).
+//! - Small chunks come in groups: their rows are read and their files opened in one go, then each is sent by itself. With one
+//!   at a time most of the processor went into waking threads: 70 µs a chunk instead of 25.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::gate::{Gate, GateWatch};
 use super::health::Failure;
@@ -23,7 +25,7 @@ use crate::clock::{self, Instant};
 use crate::format::key;
 use crate::id::TargetBit;
 use crate::meta::Meta;
-use crate::meta::placement::{ChunkSources, ChunkTodo};
+use crate::meta::placement::{ChunkSources, ChunkTodo, PutSource};
 use crate::target::{Class, DynTarget, Existing, Kind, pace};
 use crate::testing::failpoint::{self, Point};
 
@@ -88,7 +90,7 @@ pub struct Peer {
     pub(super) gate: GateWatch,
     pub(super) traffic: Traffic,
     /// Units of bytes that may be copied for puts to it.
-    pub(super) copies: Semaphore,
+    pub(super) copies: Arc<Semaphore>,
     pub(super) copies_max: u32,
 }
 
@@ -96,15 +98,34 @@ impl Peer {
     /// A target whose puts may hold at most `copied_max` bytes of memory; a larger chunk goes alone.
     pub fn new(bit: TargetBit, name: String, target: DynTarget, gate: GateWatch, copied_max: u64) -> Peer {
         let copies_max = u32::try_from((copied_max / COPY_UNIT).max(1)).unwrap_or(u32::MAX >> 4);
-        let copies = Semaphore::new(copies_max as usize);
+        let copies = Arc::new(Semaphore::new(copies_max as usize));
         Peer { bit, name, target, gate, traffic: Traffic::default(), copies, copies_max }
     }
 
-    async fn reserve(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
-        let units = u32::try_from(bytes.div_ceil(COPY_UNIT)).unwrap_or(u32::MAX).min(self.copies_max);
-        // Never closed; were it, a put without a permit would still be right.
-        self.copies.acquire_many(units).await.ok()
+    fn units(&self, bytes: u64) -> u32 {
+        u32::try_from(bytes.div_ceil(COPY_UNIT)).unwrap_or(u32::MAX).min(self.copies_max)
     }
+
+    async fn reserve(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        // Never closed; were it, a put without a permit would still be right.
+        Arc::clone(&self.copies).acquire_many_owned(self.units(bytes)).await.ok()
+    }
+
+    fn try_reserve(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.copies).try_acquire_many_owned(self.units(bytes)).ok()
+    }
+}
+
+/// A chunk on its way to a put.
+pub(super) enum Prepared {
+    /// Its bytes are there; what is copied of them is paid for.
+    Body(CheckedChunk, OwnedSemaphorePermit),
+    /// Its bytes may be on this machine, but there is no room for copies now.
+    Local(Arc<ChunkSources>),
+    /// They are not.
+    Elsewhere(Arc<ChunkSources>),
+    /// It is not sent.
+    Not(Outcome),
 }
 
 impl Uploader {
@@ -118,48 +139,83 @@ impl Uploader {
         self.peers.read().clone()
     }
 
-    /// Puts `chunk` on the target `bit`.
-    pub async fn put(self: &Arc<Uploader>, bit: TargetBit, chunk: ChunkTodo) -> Outcome {
-        let Some(peer) = self.peer(bit) else { return Outcome::Unsendable };
-        let peer = peer.as_ref();
-        let meta = Arc::clone(&self.meta);
-        let leaving =
-            move || Ok::<_, crate::meta::Error>((meta.is_leaving(bit, chunk.hash)?, meta.chunk_sources(chunk.id)?));
-        let sources = match blocking(leaving).await {
-            // T9: it may still be deleted there. It rests, and is tried again.
-            Some(Ok((true, _))) => return Outcome::Unsendable,
-            Some(Ok((false, sources))) => Some(Ok(sources)),
-            Some(Err(error)) => Some(Err(error)),
-            None => None,
-        };
-        let sources = match sources {
-            Some(Ok(Some(sources))) => sources,
-            Some(Ok(None)) => return Outcome::Gone,
-            Some(Err(error)) => {
-                tracing::error!(chunk = %chunk.hash, %error, "the sources of a chunk cannot be read");
-                return Outcome::Unsendable;
+    /// Finds the bytes of chunks for the target `bit`, in the order of `chunks`.
+    pub(super) async fn prepare(self: &Arc<Uploader>, bit: TargetBit, chunks: &[ChunkTodo]) -> Vec<Prepared> {
+        let (this, of) = (Arc::clone(self), chunks.to_vec());
+        let prepared = blocking(move || this.prepare_blocking(bit, &of)).await;
+        prepared.unwrap_or_else(|| chunks.iter().map(|_| Prepared::Not(Outcome::Unsendable)).collect())
+    }
+
+    fn prepare_blocking(&self, bit: TargetBit, chunks: &[ChunkTodo]) -> Vec<Prepared> {
+        let none = |_: &ChunkTodo| Prepared::Not(Outcome::Unsendable);
+        let Some(peer) = self.peer(bit) else { return chunks.iter().map(none).collect() };
+        let sources = match self.meta.put_sources(bit, chunks) {
+            Ok(sources) => sources,
+            Err(error) => {
+                tracing::error!(target_name = peer.name, %error, "the sources of chunks cannot be read");
+                return chunks.iter().map(none).collect();
             }
-            None => return Outcome::Unsendable,
         };
-        let sources = Arc::new(sources);
-        let permit = peer.reserve(source::copied_bytes(&sources)).await;
-        if let Some(body) = self.local(&sources).await {
-            return self.send(peer, &sources.chunk, body).await;
-        }
-        drop(permit);
-        let _permit = peer.reserve(sources.chunk.length).await;
-        match self.fetch(peer, &sources).await {
-            Some(body) => self.send(peer, &sources.chunk, body).await,
+        let mut files = source::Files::new(&self.files);
+        let mut prepare = |source| {
+            let sources = match source {
+                // It rests, and is tried again.
+                PutSource::Leaving => return Prepared::Not(Outcome::Unsendable),
+                PutSource::Gone => return Prepared::Not(Outcome::Gone),
+                PutSource::From(sources) if sources.pieces.is_empty() => return Prepared::Elsewhere(Arc::new(sources)),
+                PutSource::From(sources) => sources,
+            };
+            let Some(permit) = peer.try_reserve(source::copied_bytes(&sources)) else {
+                return Prepared::Local(Arc::new(sources));
+            };
+            match self.open(&mut files, &sources) {
+                Some(body) => Prepared::Body(body, permit),
+                None => Prepared::Elsewhere(Arc::new(sources)),
+            }
+        };
+        sources.into_iter().map(&mut prepare).collect()
+    }
+
+    /// Puts a chunk on the target `bit`. In the background it stands back where the bandwidth is limited.
+    pub(super) async fn put(
+        self: &Arc<Uploader>,
+        bit: TargetBit,
+        prepared: Prepared,
+        chunk: ChunkTodo,
+        background: bool,
+    ) -> Outcome {
+        let put = self.put_prepared(bit, prepared, chunk);
+        if background { pace::in_background(put).await } else { put.await }
+    }
+
+    async fn put_prepared(self: &Arc<Uploader>, bit: TargetBit, prepared: Prepared, chunk: ChunkTodo) -> Outcome {
+        let Some(peer) = self.peer(bit) else { return Outcome::Unsendable };
+        let sources = match prepared {
+            Prepared::Not(outcome) => return outcome,
+            Prepared::Body(body, _permit) => return self.send(&peer, &chunk, body).await,
+            Prepared::Local(sources) => {
+                let _permit = peer.reserve(source::copied_bytes(&sources)).await;
+                if let Some(body) = self.local(&sources).await {
+                    return self.send(&peer, &chunk, body).await;
+                }
+                sources
+            }
+            Prepared::Elsewhere(sources) => sources,
+        };
+        let _permit = peer.reserve(chunk.length).await;
+        match self.fetch(&peer, &sources).await {
+            Some(body) => self.send(&peer, &chunk, body).await,
             None => Outcome::Unsendable,
         }
     }
 
     async fn local(self: &Arc<Uploader>, sources: &Arc<ChunkSources>) -> Option<CheckedChunk> {
-        if sources.pieces.is_empty() {
-            return None;
-        }
         let (this, of) = (Arc::clone(self), Arc::clone(sources));
-        let (chunk, findings) = blocking(move || source::open(&this.files, this.mount, &of)).await?;
+        blocking(move || this.open(&mut source::Files::new(&this.files), &of)).await?
+    }
+
+    fn open(&self, files: &mut source::Files<'_>, sources: &ChunkSources) -> Option<CheckedChunk> {
+        let (chunk, findings) = source::open(files, self.mount, sources);
         findings.into_iter().for_each(|finding| self.findings.report(finding));
         chunk
     }

@@ -15,6 +15,8 @@ use opendal::ErrorKind;
 use super::transport::Notes;
 use super::{Class, Error, Kind};
 
+/// Stores refuse requests that were signed with a time too far from theirs: five minutes at some, fifteen at S3.
+pub(super) const CLOCK_SECS_MAX: i64 = 5 * 60;
 /// Bytes of a store's answer that are passed on.
 const MESSAGE_MAX: usize = 300;
 
@@ -46,7 +48,17 @@ impl Call<'_> {
 /// Classifies a failed call.
 pub(super) fn classify(call: Call<'_>, error: &opendal::Error, notes: &Notes) -> Error {
     let (kind, class) = meaning(call, error, notes);
-    Error { retry_after: notes.retry_after, ..call.error(kind, class, message(error)) }
+    let mut message = message(error);
+    if let (Kind::Denied, Some(ahead)) = (kind, notes.ahead_secs.filter(|ahead| ahead.abs() >= CLOCK_SECS_MAX)) {
+        message = format!("{message} ({}, and requests are signed with the time)", clock_words(ahead));
+    }
+    Error { retry_after: notes.retry_after, ..call.error(kind, class, message) }
+}
+
+/// Says how far a store's clock is from ours.
+pub(super) fn clock_words(ahead_secs: i64) -> String {
+    let side = if ahead_secs < 0 { "behind" } else { "ahead of" };
+    format!("the store's clock is {} s {side} ours", ahead_secs.unsigned_abs())
 }
 
 fn meaning(call: Call<'_>, error: &opendal::Error, notes: &Notes) -> (Kind, Class) {
@@ -67,6 +79,9 @@ fn meaning(call: Call<'_>, error: &opendal::Error, notes: &Notes) -> (Kind, Clas
     if says(&["BadDigest", "XAmzContentChecksumMismatch", "IncompleteBody"]) {
         // The bytes were damaged on the way and the store noticed.
         return (Kind::Failed, Class::Temporary);
+    }
+    if says(&["the answer is longer than"]) {
+        return (Kind::Invalid, call.unknown_fate());
     }
     if says(&["reader got too"]) {
         // The answer is whole, but not what was asked for: the object is shorter, or the store ignores ranges.
@@ -269,6 +284,15 @@ mod tests {
             let error = opendal::Error::new(kind, message);
             assert_eq!(meaning(call, &error, &notes), (expected, class), "{} {message} {code}", call.operation);
         }
+    }
+
+    #[test]
+    fn a_refusal_names_a_clock_that_is_wrong() {
+        let denied = opendal::Error::new(ErrorKind::PermissionDenied, "RequestTimeTooSkewed");
+        let said = |ahead| classify(PUT, &denied, &Notes { ahead_secs: Some(ahead), ..status(403) }).message;
+        assert_eq!(said(2), "RequestTimeTooSkewed");
+        assert!(said(-1_200).contains("the store's clock is 1200 s behind ours"), "{}", said(-1_200));
+        assert!(said(400).contains("400 s ahead of ours"), "{}", said(400));
     }
 
     #[test]

@@ -124,6 +124,11 @@ pub trait Target: Send + Sync + std::fmt::Debug {
         false
     }
 
+    /// Seconds that the store's clock is ahead of ours, by its last answer; `None` where it does not tell.
+    fn ahead_secs(&self) -> Option<i64> {
+        None
+    }
+
     /// Tells what the store was seen to do by itself (T8). The first call may try it, beneath `tmp/`.
     async fn abilities(&self) -> Result<Abilities>;
 }

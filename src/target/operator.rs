@@ -9,6 +9,7 @@
 //!   writers at the same moment can pass. `abilities` says so.
 
 use std::collections::BinaryHeap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,18 +19,26 @@ use opendal::{Buffer, EntryMode, Operator};
 use tokio::sync::OnceCell;
 
 use super::classify::{Call, classify};
-use super::transport::{Notes, noting};
+use super::transport::{DOCUMENT_MAX, Notes, noting};
 use super::{Abilities, Body, Class, Existing, Kind, Listed, PATIENCE, Page, Result, Target, pace, probe};
 
 /// Objects of one page.
 const PAGE: usize = 1000;
+/// Bytes of one answer of a listing: a thousand keys where the store pages, all of a directory where it does not. Ours have at
+/// most a few thousand entries of about 1 KiB.
+const LISTING_MAX: u64 = 64 << 20;
 
 /// A target behind an OpenDAL operator.
 pub struct OperatorTarget {
     operator: Operator,
     abilities: OnceCell<Abilities>,
     patience: Duration,
+    /// By the last answer that had a date; [`NO_DATE`] before.
+    ahead_secs: AtomicI64,
 }
+
+/// No answer had a date yet.
+const NO_DATE: i64 = i64::MIN;
 
 impl std::fmt::Debug for OperatorTarget {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -41,7 +50,7 @@ impl std::fmt::Debug for OperatorTarget {
 impl OperatorTarget {
     /// Takes an operator without layers that retry.
     pub(super) fn new(operator: Operator) -> OperatorTarget {
-        OperatorTarget { operator, abilities: OnceCell::new(), patience: PATIENCE }
+        OperatorTarget { operator, abilities: OnceCell::new(), patience: PATIENCE, ahead_secs: AtomicI64::new(NO_DATE) }
     }
 
     /// Makes a call that moves `bytes`, in time.
@@ -52,7 +61,16 @@ impl OperatorTarget {
         future: impl Future<Output = opendal::Result<T>>,
     ) -> Result<(T, Notes)> {
         let deadline = super::deadline(self.patience, bytes);
-        match noting(pace::within(deadline, future)).await {
+        let answer_max = match call.operation {
+            "get" => bytes.saturating_add(DOCUMENT_MAX),
+            "list" => LISTING_MAX,
+            _ => DOCUMENT_MAX,
+        };
+        let (result, notes) = noting(answer_max, pace::within(deadline, future)).await;
+        if let Some(ahead) = notes.ahead_secs {
+            self.ahead_secs.store(ahead, Ordering::Relaxed);
+        }
+        match (result, notes) {
             (Ok(Ok(value)), notes) => Ok((value, notes)),
             (Ok(Err(error)), notes) => Err(classify(call, &error, &notes)),
             (Err(pace::Elapsed), _) => {
@@ -195,6 +213,10 @@ impl Target for OperatorTarget {
     async fn check_place(&self) -> Result<()> {
         // A bucket has no mount that could come off; T1 asks this of directories only.
         Ok(())
+    }
+
+    fn ahead_secs(&self) -> Option<i64> {
+        Some(self.ahead_secs.load(Ordering::Relaxed)).filter(|ahead| *ahead != NO_DATE)
     }
 
     async fn abilities(&self) -> Result<Abilities> {

@@ -10,10 +10,13 @@
 use bytes::Bytes;
 use futures::future::join_all;
 
+use super::classify::{CLOCK_SECS_MAX, clock_words};
 use super::operator::OperatorTarget;
 use super::{Abilities, Body, Existing, Kind, Result, Target};
 use crate::format::key;
 
+/// Seconds that a clock may be off without a word.
+const CLOCK_SECS_GOOD: i64 = 30;
 /// Puts for the same key at the same moment.
 const RACERS: usize = 4;
 
@@ -78,8 +81,8 @@ pub struct Finding {
 pub enum Outcome {
     /// As it should.
     Works,
-    /// The store cannot do it; the text says what is done instead.
-    Weak(&'static str),
+    /// The store cannot do it; the text says what is done instead, or what it may lead to.
+    Weak(String),
     /// It fails, and so would replication.
     Fails(String),
 }
@@ -120,7 +123,7 @@ pub async fn table(target: &dyn Target) -> Vec<Finding> {
     note("look up what is gone", target.stat(&probe).await.map(|found| found.is_none()), "it is still there");
     match target.abilities().await {
         Ok(Abilities { create_only, checksum }) => {
-            let weak = |able, instead| if able { Outcome::Works } else { Outcome::Weak(instead) };
+            let weak = |able, instead: &str| if able { Outcome::Works } else { Outcome::Weak(instead.to_owned()) };
             let looks = "it does not; looked up before writing, so fencing of a second writer is weak";
             findings.push(Finding { what: "create once, even in a race", outcome: weak(create_only, looks) });
             let stat = "it does not; the length is looked up after writing";
@@ -130,7 +133,20 @@ pub async fn table(target: &dyn Target) -> Vec<Finding> {
             findings.push(Finding { what: "create once, even in a race", outcome: Outcome::Fails(error.to_string()) });
         }
     }
+    findings.extend(target.ahead_secs().map(|ahead| Finding { what: "keep the time", outcome: clock(ahead) }));
     findings
+}
+
+/// What a store's clock means. A few seconds are the way of the answer.
+fn clock(ahead_secs: i64) -> Outcome {
+    let words = clock_words(ahead_secs);
+    match ahead_secs.abs() {
+        0..=CLOCK_SECS_GOOD => Outcome::Works,
+        off if off < CLOCK_SECS_MAX => {
+            Outcome::Weak(format!("{words}; from {CLOCK_SECS_MAX} s on stores refuse requests"))
+        }
+        _ => Outcome::Fails(format!("{words}: it may refuse what we sign; set the clocks")),
+    }
 }
 
 async fn listed(target: &dyn Target, wanted: &str) -> Result<bool> {
@@ -144,5 +160,17 @@ async fn listed(target: &dyn Target, wanted: &str) -> Result<bool> {
             Some(next) => after = Some(next),
             None => return Ok(false),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_off_is_told_and_one_that_is_far_off_cannot_be_relied_on() {
+        assert_eq!(clock(-20), Outcome::Works);
+        assert!(matches!(clock(100), Outcome::Weak(words) if words.contains("100 s ahead of ours")));
+        assert!(matches!(clock(-3_600), Outcome::Fails(words) if words.contains("3600 s behind ours")));
     }
 }

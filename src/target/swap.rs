@@ -67,6 +67,10 @@ impl Target for SwapTarget {
         self.store().is_local()
     }
 
+    fn ahead_secs(&self) -> Option<i64> {
+        self.store().ahead_secs()
+    }
+
     async fn abilities(&self) -> Result<Abilities> {
         self.store().abilities().await
     }

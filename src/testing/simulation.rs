@@ -268,7 +268,7 @@ impl World {
         self.kills += 1;
         let Some(mut mounted) = self.mounted.take() else { return };
         while let Some((bit, effect)) = mounted.flights.pop() {
-            if let (Effect::Put(chunk), 0) = (effect, self.random.below(2)) {
+            if let (Effect::Put(chunk, _), 0) = (effect, self.random.below(2)) {
                 let body = self.contents[&chunk.hash].clone();
                 let _ = self.targets[usize::from(bit.index())]
                     .faulty
@@ -407,7 +407,7 @@ impl World {
         let target = self.targets[usize::from(bit.index())].faulty.clone();
         let event = match effect {
             Effect::Load { after, limit } => TargetEvent::Loaded(meta.chunks_to_place(bit, after, limit).unwrap()),
-            Effect::Put(chunk) => {
+            Effect::Put(chunk, _) => {
                 let body = self.contents[&chunk.hash].clone();
                 match target.put(&key::chunk(chunk.hash), body.into(), Existing::Replace).await {
                     Ok(()) => TargetEvent::Sent(chunk.id),

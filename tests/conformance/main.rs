@@ -1,8 +1,12 @@
 //! One list of trials for every kind of target: what `target::Target` promises, each store must keep.
 //!
 //! A store that cannot do something by itself (T8) must still keep the promise; what it can is told by `abilities`.
+//!
+//! With `TANDEMFS_SERVICE` the trials run against that service and no other ([`given`]): `.ci/conformance` installs and
+//! starts real ones, one after the other.
 
 mod disk;
+mod given;
 #[path = "../support/s3.rs"]
 mod s3;
 
@@ -19,7 +23,7 @@ use tandemfs::target::{Abilities, Body, Class, DynTarget, Existing, Kind, probe}
 
 /// A store to try, with what must outlive it.
 struct Store {
-    name: &'static str,
+    name: String,
     target: DynTarget,
     abilities: Abilities,
     _server: Option<S3Server>,
@@ -45,7 +49,7 @@ fn directory() -> Store {
     let dir = tempfile::tempdir().unwrap();
     let target = Arc::new(DirectoryTarget::new(dir.path().join("place")));
     Store {
-        name: "directory",
+        name: "directory".into(),
         target,
         abilities: Abilities { create_only: true, checksum: false },
         _server: None,
@@ -55,7 +59,7 @@ fn directory() -> Store {
 
 fn memory() -> Store {
     Store {
-        name: "memory",
+        name: "memory".into(),
         target: Arc::new(MemoryTarget::new()),
         abilities: Abilities { create_only: true, checksum: true },
         _server: None,
@@ -65,7 +69,7 @@ fn memory() -> Store {
 
 fn opendal_memory() -> Store {
     Store {
-        name: "OpenDAL memory",
+        name: "OpenDAL memory".into(),
         target: service::opendal_memory(),
         abilities: Abilities { create_only: false, checksum: false },
         _server: None,
@@ -78,7 +82,7 @@ fn s3() -> Store {
     let server = S3Server::start(dir.path());
     server.create_bucket("bucket");
     Store {
-        name: "s3",
+        name: "s3".into(),
         target: s3_target(&server, "bucket", &server.secret_key),
         // It refuses a second put, but checks before it writes: in a race it may or may not be caught (T8).
         abilities: Abilities { create_only: false, checksum: true },
@@ -89,7 +93,11 @@ fn s3() -> Store {
 
 /// Runs a trial against every store.
 fn each(trial: impl AsyncFn(&Store)) {
-    for make in [directory, memory, opendal_memory, s3] {
+    let makers: Vec<Box<dyn Fn() -> Store>> = match given::Given::from_environment() {
+        Some(given) => vec![Box::new(move || given.store())],
+        None => vec![Box::new(directory), Box::new(memory), Box::new(opendal_memory), Box::new(s3)],
+    };
+    for make in makers {
         // Current thread: what blocks it would block all.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

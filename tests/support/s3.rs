@@ -7,19 +7,38 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
-use s3s::auth::SimpleAuth;
+use s3s::S3Result;
+use s3s::auth::{S3Auth, SecretKey, SimpleAuth};
 use s3s::service::S3ServiceBuilder;
 use tokio::sync::oneshot;
+
+/// Keys that may be exchanged while the server runs.
+#[derive(Clone)]
+struct Accepted {
+    access_key: String,
+    secret_key: Arc<Mutex<String>>,
+}
+
+#[async_trait::async_trait]
+impl S3Auth for Accepted {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        let secret_key = self.secret_key.lock().unwrap().clone();
+        SimpleAuth::from_single(&*self.access_key, secret_key).get_secret_key(access_key).await
+    }
+}
 
 /// A running server; it stops when it is dropped.
 pub struct S3Server {
     pub endpoint: String,
     pub access_key: String,
     pub secret_key: String,
+    /// What the server takes; other than `secret_key` once it was rotated.
+    accepted: Accepted,
     dir: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -36,7 +55,9 @@ impl S3Server {
         std::fs::create_dir_all(dir).unwrap();
         let (access_key, secret_key) = ("test-access-key", "test-secret-key");
         let mut service = S3ServiceBuilder::new(s3s_fs::FileSystem::new(dir).unwrap());
-        service.set_auth(SimpleAuth::from_single(access_key, secret_key));
+        let accepted =
+            Accepted { access_key: access_key.to_owned(), secret_key: Arc::new(Mutex::new(secret_key.to_owned())) };
+        service.set_auth(accepted.clone());
         let service = service.build();
         let (stop, mut stopped) = oneshot::channel();
         let (ready, bound) = std::sync::mpsc::channel();
@@ -70,6 +91,7 @@ impl S3Server {
             endpoint: format!("http://{address}"),
             access_key: access_key.to_owned(),
             secret_key: secret_key.to_owned(),
+            accepted,
             dir: dir.to_owned(),
             stop: Some(stop),
             thread: Some(thread),
@@ -79,6 +101,11 @@ impl S3Server {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.endpoint.strip_prefix("http://").unwrap().parse().unwrap()
+    }
+
+    /// From here on only this secret is right, as after a vendor's rotation.
+    pub fn rotate(&self, secret_key: &str) {
+        *self.accepted.secret_key.lock().unwrap() = secret_key.to_owned();
     }
 
     /// Makes an empty bucket and returns its directory.

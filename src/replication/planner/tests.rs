@@ -24,6 +24,11 @@ fn todo(id: u64, length: u64) -> ChunkTodo {
     ChunkTodo { id: ChunkId(id), hash: Hash::of(&id.to_le_bytes()), length }
 }
 
+/// What starts a chunk that nobody waits for.
+fn put(chunk: ChunkTodo) -> Effect {
+    Effect::Put(chunk, if chunk.length <= Bounds::default().small_max { Lane::Small } else { Lane::Bulk })
+}
+
 fn failure(kind: Kind, class: Class) -> Failure {
     Failure { kind, class, retry_after: None, message: "put".into() }
 }
@@ -34,6 +39,7 @@ fn page(chunks: &[ChunkTodo]) -> TodoPage {
         unneeded: vec![],
         cursor: chunks.last().map_or(ChunkId(0), |chunk| chunk.id),
         end: true,
+        backfill: false,
         pending: chunks.len() as u64,
     }
 }
@@ -63,21 +69,21 @@ fn nothing_is_sent_before_the_gate_is_open() {
     assert_eq!(tell(&mut planner, 0, TargetEvent::Loaded(page(&[todo(1, BULK)]))), []);
     let blocked = Gate::Blocked { reason: "empty place".into(), hint: String::new() };
     assert_eq!(tell(&mut planner, 1, TargetEvent::Gate(blocked)), []);
-    assert_eq!(tell(&mut planner, 2, TargetEvent::Gate(Gate::Open)), [Effect::Put(todo(1, BULK))]);
+    assert_eq!(tell(&mut planner, 2, TargetEvent::Gate(Gate::Open)), [put(todo(1, BULK))]);
 }
 
 #[test]
 fn a_put_whose_reply_was_lost_is_checked_before_it_is_sent_again() {
     let chunk = todo(1, BULK);
     let (mut planner, effects) = one_target(&[chunk]);
-    assert_eq!(effects, [Effect::Put(chunk)]);
+    assert_eq!(effects, [put(chunk)]);
     let lost = failure(Kind::Unreachable, Class::Ambiguous);
     assert_eq!(tell(&mut planner, 1, TargetEvent::Failed(chunk.id, lost)), []);
     assert_eq!(tick(&mut planner, 10), [Effect::Check(chunk)]);
     let mut absent = planner.clone();
-    assert_eq!(tell(&mut absent, 11, TargetEvent::Checked(chunk.id, None)), [Effect::Put(chunk)]);
+    assert_eq!(tell(&mut absent, 11, TargetEvent::Checked(chunk.id, None)), [put(chunk)]);
     let mut short = planner.clone();
-    assert_eq!(tell(&mut short, 11, TargetEvent::Checked(chunk.id, Some(7))), [Effect::Put(chunk)]);
+    assert_eq!(tell(&mut short, 11, TargetEvent::Checked(chunk.id, Some(7))), [put(chunk)]);
     assert_eq!(tell(&mut planner, 11, TargetEvent::Checked(chunk.id, Some(BULK))), [Effect::Confirm(chunk)]);
 }
 
@@ -114,7 +120,7 @@ fn requests_and_bytes_in_flight_are_bounded() {
 fn d3_awaited_chunks_take_every_second_start_however_old_the_others_are() {
     let chunks: Vec<_> = (1..=20).map(|id| todo(id, BULK)).collect();
     let (mut planner, effects) = one_target(&chunks);
-    assert_eq!(effects, [1, 2, 3, 4].map(|id| Effect::Put(todo(id, BULK))));
+    assert_eq!(effects, [1, 2, 3, 4].map(|id| put(todo(id, BULK))));
     // One from the end of the window, two that the walk has not come to, one that is on its way, one that is settled.
     assert_eq!(tell(&mut planner, 60, TargetEvent::Sent(ChunkId(1))).len(), 2);
     tell(&mut planner, 60, TargetEvent::Placed(vec![ChunkId(1)]));
@@ -124,7 +130,7 @@ fn d3_awaited_chunks_take_every_second_start_however_old_the_others_are() {
     for id in [2, 3, 4, 5] {
         let effects = tell(&mut planner, 61, TargetEvent::Sent(ChunkId(id)));
         started.extend(effects.into_iter().filter_map(|effect| match effect {
-            Effect::Put(chunk) => Some(chunk.id.0),
+            Effect::Put(chunk, _) => Some(chunk.id.0),
             _ => None,
         }));
     }
@@ -136,9 +142,9 @@ fn d3_awaited_chunks_take_every_second_start_however_old_the_others_are() {
 fn small_chunks_go_first_until_a_bulk_one_has_waited_too_long() {
     let chunks: Vec<_> = (1..=20).map(|id| todo(id, if id % 2 == 1 { BULK } else { SMALL })).collect();
     let (mut planner, effects) = one_target(&chunks);
-    assert_eq!(effects, [2, 4, 6, 8].map(|id| Effect::Put(todo(id, SMALL))));
+    assert_eq!(effects, [2, 4, 6, 8].map(|id| put(todo(id, SMALL))));
     let effects = tell(&mut planner, 11, TargetEvent::Sent(ChunkId(2)));
-    assert_eq!(effects, [Effect::Confirm(todo(2, SMALL)), Effect::Put(todo(1, BULK))]);
+    assert_eq!(effects, [Effect::Confirm(todo(2, SMALL)), put(todo(1, BULK))]);
 }
 
 #[test]
@@ -150,7 +156,7 @@ fn a_dead_target_is_only_probed_and_keeps_its_work() {
     while tell(&mut planner, now, TargetEvent::Failed(chunk.id, unreachable())).is_empty()
         && planner.view(bit(0)).unwrap().health != State::Down
     {
-        assert_eq!(tick(&mut planner, now + 50), [Effect::Put(chunk)]);
+        assert_eq!(tick(&mut planner, now + 50), [put(chunk)]);
         now += 100;
     }
     assert_eq!(now, 400, "four rounds without an answer");
@@ -159,7 +165,7 @@ fn a_dead_target_is_only_probed_and_keeps_its_work() {
     now += 200;
     assert!(!planner.view(bit(0)).unwrap().drained);
     tell(&mut planner, now + 1, TargetEvent::Probed(Ok(())));
-    assert_eq!(tell(&mut planner, now + 2, TargetEvent::Gate(Gate::Open)), [Effect::Put(chunk)]);
+    assert_eq!(tell(&mut planner, now + 2, TargetEvent::Gate(Gate::Open)), [put(chunk)]);
     tell(&mut planner, now + 3, TargetEvent::Sent(chunk.id));
     tell(&mut planner, now + 4, TargetEvent::Placed(vec![chunk.id]));
     let view = planner.view(bit(0)).unwrap();
@@ -185,7 +191,7 @@ fn a_chunk_without_a_source_stops_nobody_and_is_tried_again() {
     assert_eq!(planner.view(bit(0)).unwrap().unsendable, 1);
     assert!(!planner.view(bit(0)).unwrap().drained);
     assert_eq!(planner.deadline(), Some(at(31)));
-    assert_eq!(tick(&mut planner, 31), [Effect::Put(damaged)]);
+    assert_eq!(tick(&mut planner, 31), [put(damaged)]);
 }
 
 #[test]
@@ -207,10 +213,12 @@ fn a_chunk_revived_behind_the_cursor_is_found_by_the_sum() {
     let (mut planner, _) = one_target(&[]);
     planner.handle(at(1), Event::Added, 0);
     let revived = TodoPage { pending: 1, cursor: ChunkId(9), ..page(&[]) };
-    let anew = [Effect::Load { after: ChunkId(0), limit: 1024 }];
+    let anew = [Effect::Load { after: ChunkId(0), limit: 256 }];
     assert_eq!(tell(&mut planner, 1, TargetEvent::Loaded(revived.clone())), anew, "at once the first time");
     assert!(!planner.view(bit(0)).unwrap().drained);
-    // What one walk did not find, the next will not find at once either.
+    // What one walk did not find, the next will not find at once either. That it did not, a look at the end tells.
+    let end = [Effect::Load { after: ChunkId(9), limit: 1024 }];
+    assert_eq!(tell(&mut planner, 2, TargetEvent::Loaded(revived.clone())), end);
     assert_eq!(tell(&mut planner, 2, TargetEvent::Loaded(revived)), []);
     assert!(!planner.view(bit(0)).unwrap().drained);
     assert_eq!(planner.deadline(), Some(at(31)));
@@ -264,7 +272,7 @@ impl World {
         let config = Config {
             requests_max: 3,
             bytes_max: 100,
-            queue: Bounds { window: 8, small_max: 10, parked: 2, confirming: 4, ..Bounds::default() },
+            queue: Bounds { window: 8, repairs: 4, small_max: 10, parked: 2, confirming: 4, ..Bounds::default() },
             ..Config::default()
         };
         let bits = [bit(0), bit(1)];
@@ -322,16 +330,16 @@ impl World {
                 let end = lacking.len() <= limit;
                 lacking.truncate(limit);
                 let cursor = lacking.last().map_or(after, |chunk| chunk.id);
-                UnderWay::Load(TodoPage { chunks: lacking, unneeded: vec![], cursor, end, pending })
+                UnderWay::Load(TodoPage { chunks: lacking, unneeded: vec![], cursor, end, backfill: false, pending })
             }
-            Effect::Put(chunk) | Effect::Check(chunk) => {
+            Effect::Put(chunk, _) | Effect::Check(chunk) => {
                 assert!(target.open, "nothing passes a gate that is not open");
                 assert!(!flights.iter().any(|flight| flight.id == chunk.id), "one flight per chunk and target");
                 assert!(flights.len() < self.config.requests_max as usize, "requests are bounded");
                 let bytes = flights.iter().map(|flight| flight.length).sum::<u64>() + chunk.length;
                 assert!(bytes <= self.config.bytes_max || flights.is_empty(), "bytes are bounded");
                 assert!(!target.recorded.contains(&chunk.id), "what is placed is not sent again");
-                if matches!(effect, Effect::Put(_)) {
+                if matches!(effect, Effect::Put(..)) {
                     assert!(!target.doubtful.contains(&chunk.id), "a lost reply is followed by a check");
                     UnderWay::Put(chunk)
                 } else {

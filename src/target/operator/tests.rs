@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use http::{Method, Request, Response, StatusCode};
 use opendal::{HttpBody, HttpTransport};
@@ -40,10 +41,66 @@ where
     }
 }
 
+/// A store whose every answer goes on and on; counts the bytes that were taken.
+struct Endless {
+    status: StatusCode,
+    taken: Arc<AtomicU64>,
+}
+
+impl HttpTransport for Endless {
+    async fn fetch(&self, _request: Request<Buffer>) -> opendal::Result<Response<HttpBody>> {
+        let taken = Arc::clone(&self.taken);
+        let part = Buffer::from(vec![b' '; 64 << 10]);
+        let body = futures::stream::repeat_with(move || {
+            taken.fetch_add(part.len() as u64, Ordering::Relaxed);
+            Ok(part.clone())
+        });
+        Ok(answer(self.status).body(HttpBody::new(body, None)).unwrap())
+    }
+}
+
+#[tokio::test]
+async fn no_answer_is_read_without_end() {
+    for status in [StatusCode::OK, StatusCode::INTERNAL_SERVER_ERROR, StatusCode::NOT_FOUND, StatusCode::FORBIDDEN] {
+        let taken = Arc::new(AtomicU64::new(0));
+        let target = operator(Endless { status, taken: Arc::clone(&taken) });
+        let bytes = |max: u64| {
+            let taken = taken.swap(0, Ordering::Relaxed);
+            assert!(taken <= max + (128 << 10), "{status}: {taken} bytes were taken");
+        };
+        target.get("chunks/aa/aa", 1000).await.unwrap_err();
+        bytes(DOCUMENT_MAX + 1000);
+        target.get_range("chunks/aa/aa", 10, 1000).await.unwrap_err();
+        bytes(DOCUMENT_MAX + 1000);
+        target.list("chunks/", None).await.unwrap_err();
+        bytes(LISTING_MAX);
+        let _ = target.put("chunks/aa/aa", body(), Existing::Replace).await;
+        bytes(2 * DOCUMENT_MAX);
+        let _ = target.delete("chunks/aa/aa").await;
+        bytes(DOCUMENT_MAX);
+    }
+}
+
+#[tokio::test]
+async fn the_clock_of_the_store_is_told_by_its_answers() {
+    let (target, _) = store(|_| {
+        let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+        Some(answer(StatusCode::OK).header("date", date).header("content-length", "1").body("").unwrap())
+    });
+    assert_eq!(target.ahead_secs(), None);
+    target.stat("chunks/aa/aa").await.unwrap();
+    let expected = 784_111_777 - crate::clock::now().secs();
+    assert!(target.ahead_secs().is_some_and(|ahead| (ahead - expected).abs() < 60));
+}
+
 fn store(
     answer: impl Fn(&Request<Buffer>) -> Option<Response<&'static str>> + Send + Sync + Unpin + 'static,
 ) -> (OperatorTarget, Arc<Mutex<Vec<Seen>>>) {
     let log = Arc::new(Mutex::new(Vec::new()));
+    (operator(FakeStore { log: Arc::clone(&log), answer }), log)
+}
+
+fn operator(transport: impl HttpTransport) -> OperatorTarget {
     opendal::init_default_registry();
     let options = [
         ("bucket", "bucket"),
@@ -54,8 +111,7 @@ fn store(
         ("checksum_algorithm", "crc32c"),
     ];
     let options = options.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    let context = transport::over(FakeStore { log: Arc::clone(&log), answer });
-    (OperatorTarget::new(Operator::via_iter("s3", options).unwrap().with_context(context)), log)
+    OperatorTarget::new(Operator::via_iter("s3", options).unwrap().with_context(transport::over(transport)))
 }
 
 fn answer(status: StatusCode) -> http::response::Builder {

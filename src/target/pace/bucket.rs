@@ -41,17 +41,35 @@ impl Bucket {
         self.rate
     }
 
+    /// How long what is reserved by now waits; zero when a frame could go at once.
+    pub(super) fn busy(&self, now: Instant) -> Duration {
+        match self.rate {
+            Rate::Unlimited | Rate::Closed => Duration::ZERO,
+            Rate::PerSecond(_) => self.spent_until.since(now),
+        }
+    }
+
+    /// How long the link needs for `bytes`.
+    pub(super) fn takes(&self, bytes: u64) -> Duration {
+        match self.rate {
+            Rate::Unlimited | Rate::Closed => Duration::ZERO,
+            Rate::PerSecond(rate) => {
+                // Nanoseconds in 128 bits: exact for any object at any rate.
+                let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.get());
+                Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+            }
+        }
+    }
+
     /// Reserves `bytes` and tells when they may go.
     pub(super) fn reserve(&mut self, bytes: u64, now: Instant) -> Turn {
-        let rate = match self.rate {
+        match self.rate {
             Rate::Unlimited => return Turn::After(Duration::ZERO),
             Rate::Closed => return Turn::Closed,
-            Rate::PerSecond(rate) => rate.get(),
-        };
+            Rate::PerSecond(_) => {}
+        }
         let start = self.spent_until.max(now - BURST);
-        // Nanoseconds in 128 bits: exact for any object at any rate.
-        let takes = u128::from(bytes) * 1_000_000_000 / u128::from(rate);
-        self.spent_until = start + Duration::from_nanos(u64::try_from(takes).unwrap_or(u64::MAX));
+        self.spent_until = start + self.takes(bytes);
         Turn::After(start.since(now))
     }
 }

@@ -4,6 +4,10 @@
 //! Does not own: cutting a body into frames (`wire`, `directory`), which rate holds now (`schedule`, set by the mount).
 //!
 //! Only what is sent is limited: reads are somebody's wait.
+//!
+//! A body in the background (backfill, repair) stands back on a link that is busy: it reserves its frame only when nobody's
+//! frame waits, or after it has stood back for [`STAND_BACK`] times the frame's own time. So all bodies in the background
+//! together slow what is new by an eighth at most with eight of them, and never stand still.
 
 mod bucket;
 mod schedule;
@@ -22,6 +26,9 @@ use crate::clock::{self, Instant};
 
 /// Bytes of a frame: small enough that two bodies share a slow link evenly, large enough to cost nothing on a fast one.
 pub(super) const FRAME: usize = 64 << 10;
+
+/// How long a frame in the background stands back, in times that the link needs for it.
+const STAND_BACK: u32 = 64;
 
 /// A limit that can be changed while bodies wait for it.
 #[derive(Debug)]
@@ -65,6 +72,22 @@ impl Limit {
         }
     }
 
+    /// Waits until no frame waits, but not for ever.
+    async fn stand_back(&self, bytes: u64) {
+        let began = clock::instant();
+        loop {
+            let (busy, takes) = {
+                let bucket = self.bucket.lock();
+                (bucket.busy(clock::instant()), bucket.takes(bytes))
+            };
+            let left = (takes * STAND_BACK).saturating_sub(clock::instant().since(began));
+            if busy.is_zero() || left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(busy.min(left)).await;
+        }
+    }
+
     fn is_unlimited(&self) -> bool {
         self.bucket.lock().rate() == Rate::Unlimited
     }
@@ -100,8 +123,12 @@ impl Pacer {
     pub(super) async fn turn(&self, bytes: usize, held: &Held) {
         if !(self.own.is_unlimited() && self.shared.is_unlimited()) {
             let _holding = held.begin();
-            self.own.turn(bytes as u64).await;
-            self.shared.turn(bytes as u64).await;
+            for limit in [&self.own, &self.shared] {
+                if held.background {
+                    limit.stand_back(bytes as u64).await;
+                }
+                limit.turn(bytes as u64).await;
+            }
         }
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
@@ -111,9 +138,12 @@ tokio::task_local! {
     static HELD: Held;
 }
 
-/// How long the body of a call waited for its turns.
+/// How long the body of a call waited for its turns, and whether it stands back for others.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Held(Arc<Mutex<Spans>>);
+pub(super) struct Held {
+    spans: Arc<Mutex<Spans>>,
+    background: bool,
+}
 
 #[derive(Debug, Default)]
 struct Spans {
@@ -131,20 +161,26 @@ impl Held {
         struct Holding(Held);
         impl Drop for Holding {
             fn drop(&mut self) {
-                let mut spans = self.0.0.lock();
+                let mut spans = self.0.spans.lock();
                 if let Some(since) = spans.since.take() {
                     spans.over += clock::instant().since(since);
                 }
             }
         }
-        self.0.lock().since = Some(clock::instant());
+        self.spans.lock().since = Some(clock::instant());
         Holding(self.clone())
     }
 
     fn total(&self) -> Duration {
-        let spans = self.0.lock();
+        let spans = self.spans.lock();
         spans.over + spans.since.map_or(Duration::ZERO, |since| clock::instant().since(since))
     }
+}
+
+/// Makes a call whose body stands back for others.
+pub async fn in_background<T>(call: impl Future<Output = T>) -> T {
+    let held = Held { background: true, ..Held::default() };
+    HELD.scope(held, call).await
 }
 
 /// A call took too long.
