@@ -188,8 +188,12 @@ impl Planner {
                 Event::Target(bit, event) => {
                     // One that was removed may still be told of.
                     if let Some(target) = self.targets.get_mut(&bit) {
+                        let was_open = target.gate == Gate::Open;
                         let effect = target.apply(now, event, random);
                         effects.extend(effect.map(|effect| (bit, effect)));
+                        if !was_open && target.gate == Gate::Open {
+                            self.targets.values_mut().for_each(|target| target.queue.source_came(now));
+                        }
                     }
                 }
             }

@@ -125,6 +125,8 @@ pub struct Queue {
     confirming: BTreeMap<ChunkId, Flight>,
     parked: BTreeMap<ChunkId, Job>,
     parked_until: Instant,
+    /// When a target that may be a source came into contact last.
+    source_came: Instant,
     walks: Walks,
     /// The last start was of an awaited chunk.
     awaited_last: bool,
@@ -145,6 +147,7 @@ impl Queue {
             confirming: BTreeMap::new(),
             parked: BTreeMap::new(),
             parked_until: Instant::default(),
+            source_came: Instant::default(),
             walks: Walks::new(bounds.rest),
             awaited_last: false,
             starts: 0,
@@ -318,6 +321,11 @@ impl Queue {
     /// No source could give the bytes of a chunk in flight.
     pub fn unsendable(&mut self, chunk: ChunkId, now: Instant) {
         let Some(flight) = self.land(chunk) else { return };
+        if self.source_came > flight.started {
+            // It may not have been asked.
+            self.enqueue(flight.job);
+            return;
+        }
         if self.parked.is_empty() {
             self.parked_until = now + self.bounds.rest;
         }
@@ -328,6 +336,13 @@ impl Queue {
             self.settle(chunk);
             self.walks.again_at(now + self.bounds.rest);
         }
+    }
+
+    /// A target came into contact: it may give what no source could.
+    pub fn source_came(&mut self, now: Instant) {
+        self.source_came = now;
+        self.parked_until = self.parked_until.min(now);
+        self.walks.not_later(now);
     }
 
     /// A chunk in flight has no row any more.

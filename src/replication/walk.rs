@@ -129,6 +129,11 @@ impl Walks {
         self.again_at.get_or_insert(at);
     }
 
+    /// What shall be looked at again is looked at by `now`.
+    pub fn not_later(&mut self, now: Instant) {
+        self.again_at = self.again_at.map(|at| at.min(now));
+    }
+
     /// A chunk left the queue.
     pub fn settled(&mut self, chunk: ChunkId) {
         if let Some(loading) = &mut self.loading {

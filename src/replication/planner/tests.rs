@@ -195,6 +195,24 @@ fn a_chunk_without_a_source_stops_nobody_and_is_tried_again() {
 }
 
 #[test]
+fn a_chunk_without_a_source_is_tried_again_when_another_target_comes_into_contact() {
+    let chunk = todo(1, BULK);
+    let mut planner = Planner::new(Config::default(), [(bit(0), None), (bit(1), None)], at(0));
+    let source = |planner: &mut Planner, secs, gate| {
+        let effects = planner.handle(at(secs), Event::Target(bit(1), TargetEvent::Gate(gate)), 0);
+        effects.into_iter().filter(|(bit, _)| bit.index() == 0).map(|(_, effect)| effect).collect::<Vec<_>>()
+    };
+    tell(&mut planner, 0, TargetEvent::Gate(Gate::Open));
+    assert_eq!(tell(&mut planner, 0, TargetEvent::Loaded(page(&[chunk]))), [put(chunk)]);
+    assert_eq!(tell(&mut planner, 1, TargetEvent::Unsendable(chunk.id)), [], "it rests");
+    assert_eq!(source(&mut planner, 2, Gate::Open), [put(chunk)]);
+    assert_eq!(source(&mut planner, 3, Gate::Unknown), []);
+    assert_eq!(source(&mut planner, 4, Gate::Open), []);
+    assert_eq!(tell(&mut planner, 5, TargetEvent::Unsendable(chunk.id)), [put(chunk)], "it may not have been asked");
+    assert_eq!(tell(&mut planner, 6, TargetEvent::Unsendable(chunk.id)), [], "it was, and has nothing");
+}
+
+#[test]
 fn a_page_read_before_a_placement_does_not_bring_the_chunk_back() {
     let chunk = todo(1, BULK);
     let (mut planner, _) = one_target(&[chunk]);
