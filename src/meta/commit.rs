@@ -145,7 +145,7 @@ impl Tx<'_> {
     pub fn commit_group(&mut self, batch: &Batch, group: &[usize]) -> Result<Committed> {
         let mut outcome = Committed { files: vec![None; batch.files.len()], ..Committed::default() };
         let mut deltas = RefDeltas::default();
-        let mut chunks = Chunks { batch, rows: HashMap::new() };
+        let mut chunks = Chunks { batch, rows: HashMap::new(), inserted: Inserted::default() };
         for session in group.iter().map(|index| &batch.sessions[*index]) {
             if self.commit_session(session, &mut chunks, &mut outcome.files, &mut deltas)? {
                 outcome.committed.push(session.session);
@@ -154,6 +154,7 @@ impl Tx<'_> {
                 outcome.discarded.push(session.session);
             }
         }
+        chunks.inserted.apply(self)?;
         deltas.apply(self)?;
         Ok(outcome)
     }
@@ -264,6 +265,21 @@ impl Tx<'_> {
 struct Chunks<'a> {
     batch: &'a Batch,
     rows: HashMap<usize, ChunkId>,
+    inserted: Inserted,
+}
+
+/// Chunk rows that a transaction made and that no sum counts yet: a large file has hundreds.
+#[derive(Debug, Default)]
+#[must_use = "they are counted only by `apply`"]
+struct Inserted {
+    chunks: u64,
+    bytes: u64,
+}
+
+impl Inserted {
+    fn apply(&self, tx: &mut Tx<'_>) -> Result<()> {
+        if self.chunks == 0 { Ok(()) } else { tx.chunks_inserted(self.chunks, self.bytes) }
+    }
 }
 
 impl Chunks<'_> {
@@ -272,7 +288,7 @@ impl Chunks<'_> {
             return Ok(id);
         }
         let chunk = &self.batch.chunks[index];
-        let id = tx.store_chunk(chunk.hash, chunk.length)?;
+        let id = tx.store_chunk(chunk.hash, chunk.length, &mut self.inserted)?;
         for piece in &chunk.pieces {
             let (name, bytes) = &self.batch.files[piece.file];
             let file = match files[piece.file] {
@@ -308,7 +324,7 @@ impl Tx<'_> {
     }
 
     /// The row of a chunk, made if it is new. The caller adds references in the same transaction, which revive a dead one.
-    pub(crate) fn store_chunk(&mut self, hash: ChunkHash, length: u64) -> Result<ChunkId> {
+    fn store_chunk(&mut self, hash: ChunkHash, length: u64, inserted: &mut Inserted) -> Result<ChunkId> {
         let known: Option<(ChunkId, i64, bool)> = self
             .conn()
             .prepare_cached("SELECT id, length, dead_seq IS NOT NULL FROM chunk WHERE hash = ?1")?
@@ -332,7 +348,8 @@ impl Tx<'_> {
                          VALUES (?1, ?2, NULL, 0, 1) RETURNING id",
                     )?
                     .query_row(params![hash, length as i64], |row| row.get(0))?;
-                self.chunks_inserted(1, length)?;
+                inserted.chunks += 1;
+                inserted.bytes += length;
                 Ok(id)
             }
         }

@@ -30,6 +30,7 @@ pub mod import;
 pub mod inode;
 pub mod journal;
 pub mod location;
+mod log_writes;
 mod migrate;
 pub mod mount;
 pub mod namespace;
