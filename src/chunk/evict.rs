@@ -19,6 +19,7 @@ use super::space::Space;
 use crate::id::ChunkFileId;
 use crate::meta::location::Evicted;
 use crate::meta::{Meta, Result};
+use crate::priority;
 use crate::testing::failpoint::{self, Point};
 
 /// Files whose order of use is kept; older ones count as oldest, in order of age.
@@ -56,11 +57,12 @@ impl Evictor {
         self.naming.read()
     }
 
-    /// Works until `stop`: evicts under pressure, drops dead content, every `interval` at least.
-    pub fn run(&self, stop: &AtomicBool, interval: Duration) {
+    /// Works until `stop`: evicts under pressure, drops dead content, every `interval` at least; not while `can_wait` says
+    /// that this can wait.
+    pub fn run(&self, stop: &AtomicBool, interval: Duration, can_wait: impl Fn() -> bool) {
         while !stop.load(Ordering::Acquire) {
             self.space.sample();
-            if let Err(error) = self.round(stop) {
+            if let Err(error) = self.round(stop, &can_wait) {
                 tracing::warn!(%error, "eviction failed, will be tried again");
             }
             std::thread::park_timeout(interval);
@@ -68,16 +70,19 @@ impl Evictor {
     }
 
     /// One round: everything that is due now.
-    pub fn round(&self, stop: &AtomicBool) -> Result<()> {
+    pub fn round(&self, stop: &AtomicBool, can_wait: impl Fn() -> bool) -> Result<()> {
         if self.meta.latched().is_some() {
             return Ok(());
         }
+        priority::wait_while(stop, &can_wait);
         while self.meta.write(|tx| tx.release_given_up(BATCH))? {
+            priority::wait_while(stop, &can_wait);
             if stop.load(Ordering::Acquire) {
                 return Ok(());
             }
         }
         loop {
+            priority::wait_while(stop, &can_wait);
             let _naming = self.naming.write();
             let dropped = self.meta.write(|tx| tx.drop_dead_locations(BATCH as usize))?;
             let count = dropped.len();

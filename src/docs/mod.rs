@@ -42,6 +42,9 @@ pub mod decisions {
     #[doc = include_str!("decisions/sqlite.md")]
     pub mod sqlite {}
 
+    #[doc = include_str!("decisions/bursts.md")]
+    pub mod bursts {}
+
     #[doc = include_str!("decisions/journal_encodings.md")]
     pub mod journal_encodings {}
 

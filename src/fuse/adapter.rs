@@ -24,6 +24,7 @@ use super::attr::{GENERATION, TTL, file_attr, file_type, inode, no_entry, set_ti
 use super::errno::reply as errno;
 use super::io;
 use super::session::Options;
+use crate::clock;
 use crate::meta::namespace::NAME_MAX;
 use crate::meta::xattr::SetMode;
 use crate::vfs::acknowledge::Flushed;
@@ -76,7 +77,22 @@ impl Adapter {
         operation: &'static str,
         body: impl FnOnce(&Vfs) -> Result<T>,
     ) -> std::result::Result<T, fuser::Errno> {
+        self.ask();
+        self.run_behind(operation, body)
+    }
+
+    /// The same for what no program waits for.
+    fn run_behind<T>(
+        &self,
+        operation: &'static str,
+        body: impl FnOnce(&Vfs) -> Result<T>,
+    ) -> std::result::Result<T, fuser::Errno> {
         catch(&self.panics, operation, || body(&self.vfs)).map_err(errno)
+    }
+
+    /// A program asks for something: what can wait keeps out of its way.
+    pub(super) fn ask(&self) {
+        self.vfs.files().programs().ask(clock::instant());
     }
 
     fn reply_entry(&self, operation: &'static str, reply: ReplyEntry, body: impl FnOnce(&Vfs) -> Result<Attributes>) {
@@ -185,7 +201,7 @@ impl Filesystem for Adapter {
 
     fn forget(&self, _request: &Request, ino: INodeNo, _lookups: u64) {
         // The kernel forgets an inode as a whole, with its last reference.
-        let _ = self.run("forget", |vfs| {
+        let _ = self.run_behind("forget", |vfs| {
             vfs.forget(inode(ino));
             Ok(())
         });
@@ -374,7 +390,10 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.reply_empty("release", reply, |vfs| vfs.release(inode(ino), handle.0));
+        match self.run_behind("release", |vfs| vfs.release(inode(ino), handle.0)) {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {

@@ -105,6 +105,7 @@ impl Creating for Opening<ReplyCreate> {
 impl Adapter {
     /// Reads and answers, now if the bytes are local.
     pub(super) fn reply_read(&self, ino: InodeId, offset: u64, size: u32, reply: ReplyData) {
+        self.ask();
         BUFFER.with_borrow_mut(|buffer| {
             match catch(&self.panics, "read", || self.vfs.read(ino, offset, size, buffer)) {
                 Ok(Outcome::Ready) => reply.data(buffer),
@@ -128,6 +129,7 @@ impl Adapter {
         kill_set_ids: Option<Caller>,
         reply: ReplyWrite,
     ) {
+        self.ask();
         let length = data.len() as u32;
         let written = catch(&self.panics, "write", || {
             if let Some(caller) = &kill_set_ids {

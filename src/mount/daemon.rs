@@ -11,7 +11,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -552,21 +552,28 @@ fn start_tasks(
     })?;
     let sampled = live.files.clone();
     tasks.every("space", Duration::from_millis(200), move || sampled.sample_backing())?;
-    let checkpointed = live.meta.clone();
+    let checkpointed = live.clone();
     tasks.every("wal", Duration::from_secs(1), move || {
-        if let Err(error) = checkpointed.checkpoint_wal() {
+        if checkpointed.files.can_wait() {
+            return;
+        }
+        if let Err(error) = checkpointed.meta.checkpoint_wal() {
             tracing::warn!(%error, "the metadata log could not be moved into the database, will be tried again");
         }
     })?;
     let tended = live.space.clone();
     tasks.every("space", Duration::from_millis(200), move || tended.tend())?;
     let evictor = evictor.clone();
-    let thread = tasks.spawn("evict", move |stop| evictor.run(stop, Duration::from_secs(1)))?;
+    let busy = live.files.clone();
+    let evict = move |stop: &AtomicBool| evictor.run(stop, Duration::from_secs(1), || busy.can_wait());
+    let thread = tasks.spawn("evict", evict)?;
     let noticing = live.clone();
-    tasks.spawn("strays", move |_| {
+    tasks.spawn("strays", move |stop| {
+        priority::stand_back();
         let files = noticing.files.chunk_files();
+        let pause = || priority::wait_while(stop, || noticing.files.can_wait());
         let first = noticing.files.first_session();
-        match if read_only { Ok(0) } else { strays::quarantine(&noticing.meta, files, first) } {
+        match if read_only { Ok(0) } else { strays::quarantine(&noticing.meta, files, first, pause) } {
             Ok(0) => {}
             Ok(moved) => tracing::warn!(moved, "local files that nobody knows were moved to quarantine"),
             Err(error) => tracing::warn!(%error, "local files that nobody knows could not be looked for"),

@@ -87,11 +87,12 @@ impl Replication {
         targets: Vec<Replica>,
         thresholds: Thresholds,
     ) -> Result<Replication> {
-        let births = files.clone();
+        let (births, busy) = (files.clone(), files.clone());
         let shared = Shared {
             meta: meta.clone(),
             me: Me::of(meta, clock::now())?,
             births: Arc::new(move |window| births.births().waiting(window, clock::instant()).into_iter().collect()),
+            can_wait: Arc::new(move || busy.can_wait()),
             order: Order::Overtaking,
             pace: Pace::default(),
             holds: Arc::default(),

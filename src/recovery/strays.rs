@@ -17,8 +17,8 @@ use crate::meta::Meta;
 const FETCH_AGE: i64 = 600;
 
 /// Moves strays of earlier mounts to quarantine; returns how many. `first_session`: the first session of this mount, whose
-/// files are none of our business.
-pub fn quarantine(meta: &Meta, files: &ChunkFiles, first_session: SessionId) -> io::Result<usize> {
+/// files are none of our business. `pause` is called now and then, and may block.
+pub fn quarantine(meta: &Meta, files: &ChunkFiles, first_session: SessionId, pause: impl Fn()) -> io::Result<usize> {
     let known: std::collections::HashSet<SessionId> =
         meta.sessions().map_err(io::Error::other)?.into_iter().map(|row| row.id).collect();
     let mut moved = 0;
@@ -29,6 +29,7 @@ pub fn quarantine(meta: &Meta, files: &ChunkFiles, first_session: SessionId) -> 
                 continue;
             }
             for entry in std::fs::read_dir(shard.path())? {
+                pause();
                 let entry = entry?;
                 if is_stray(meta, folder, &shard.file_name(), &entry, &known, first_session)? {
                     if entry.path().extension().is_some_and(|extension| extension == "unsynced") {
@@ -114,12 +115,12 @@ mod tests {
         }
         std::fs::write(files.locate(&name(5).path()), [7; 5000]).unwrap();
         assert_eq!(quarantined(&files).unwrap(), Quarantined::default());
-        assert_eq!(quarantine(&meta, &files, SessionId(100)).unwrap(), 1);
+        assert_eq!(quarantine(&meta, &files, SessionId(100), || ()).unwrap(), 1);
         let found = quarantined(&files).unwrap();
         assert_eq!((found.files, found.bytes >= 5000, found.since.is_some()), (1, true, true), "{found:?}");
         assert!(!files.locate(&name(5).path()).exists());
         assert!(files.locate("quarantine").join("0000000000000005-2-0-whole").exists());
         assert!(files.locate(&name(100).path()).exists());
-        assert_eq!(quarantine(&meta, &files, SessionId(100)).unwrap(), 0, "twice is once");
+        assert_eq!(quarantine(&meta, &files, SessionId(100), || ()).unwrap(), 0, "twice is once");
     }
 }

@@ -40,8 +40,12 @@ use crate::meta::shipping::{Cursor, ShippingBacklog, StoredSegment};
 use crate::meta::target::Mode;
 use crate::meta::window::WindowLimits;
 use crate::meta::{self, Meta};
+use crate::priority;
 use crate::target::{Class, DynTarget, Existing, Kind};
 use crate::testing::failpoint::{self, Point};
+
+/// True while programs are busy and what nobody waits for shall keep out of their way (`priority`).
+pub type CanWait = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Which births wait for their first slot, for a reader of the journal up to this seq (O2).
 pub type BirthsWaiting = Arc<dyn Fn(Seq) -> HashSet<InodeId> + Send + Sync>;
@@ -82,6 +86,7 @@ pub struct Shared {
     pub meta: Arc<Meta>,
     pub me: Me,
     pub births: BirthsWaiting,
+    pub can_wait: CanWait,
     pub order: Order,
     pub pace: Pace,
     pub holds: Arc<JournalHolds>,
@@ -302,7 +307,7 @@ impl Worker {
         }
     }
 
-    /// Keeps rounds apart, unless somebody waits for what is not shipped yet.
+    /// Keeps rounds apart and out of the way of programs, unless somebody waits for what is not shipped yet.
     async fn until_next_round(&self) {
         let Some((done, took)) = self.round_done else { return };
         let control = &self.control;
@@ -313,12 +318,21 @@ impl Worker {
             let (pace, rest) = if urgent { (self.shared.pace.urgent, 3) } else { (self.shared.pace.round, 19) };
             let due = done + pace.max(took * rest);
             let left = due.since(clock::instant());
-            if left.is_zero() || control.asked_now.swap(false, Ordering::AcqRel) {
+            if control.asked_now.swap(false, Ordering::AcqRel) {
                 return;
             }
+            if left.is_zero() {
+                break;
+            }
             tokio::select! {
-                () = tokio::time::sleep(left) => return,
+                () = tokio::time::sleep(left) => break,
                 () = control.now.notified() => {}
+            }
+        }
+        while control.waiting.load(Ordering::Acquire) == 0 && (self.shared.can_wait)() {
+            tokio::select! {
+                () = tokio::time::sleep(priority::LOOK) => {}
+                () = control.now.notified() => return,
             }
         }
     }

@@ -70,6 +70,7 @@ impl World {
             meta: Arc::clone(&self.meta),
             me: Me::of(&self.meta, Timestamp::EPOCH).unwrap(),
             births: Arc::new(move |_| waiting.lock().clone()),
+            can_wait: Arc::new(|| false),
             order: self.order,
             pace: Pace {
                 round: Duration::from_millis(20),

@@ -231,6 +231,7 @@ impl World {
             meta: meta.clone(),
             me: Me::of(&meta, Timestamp::EPOCH).unwrap(),
             births: Arc::new(|_| HashSet::new()),
+            can_wait: Arc::new(|| false),
             order: Order::Overtaking,
             pace: Pace {
                 round: Duration::ZERO,

@@ -7,7 +7,7 @@
 //! last name gone ──▶ waiting ──the kernel forgets it──▶ forgotten ──no open handle──▶ rows removed
 //! ```
 //!
-//! Only orphans are kept in memory; a crash leaves them to the next mount ([`Meta::remove_all_orphans`]).
+//! While programs are busy they stay (`priority`). Only orphans are kept in memory; a crash leaves them to the next mount ([`Meta::remove_all_orphans`]).
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,10 +15,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::id::InodeId;
 use crate::meta::Meta;
+use crate::priority;
 use crate::write::Files;
 
 /// Rows removed in one transaction: it holds the writer below 2 ms (D8).
@@ -56,7 +57,7 @@ impl Orphans {
             Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), stopping: AtomicBool::new(false) });
         let remover = std::thread::Builder::new().name("orphans".into()).spawn({
             let shared = shared.clone();
-            move || shared.run(&meta, |ino| files.is_open(ino))
+            move || shared.run(&meta, |ino| files.is_open(ino), || files.can_wait())
         })?;
         Ok(Orphans { shared, remover: Some(remover) })
     }
@@ -94,7 +95,7 @@ impl Drop for Orphans {
 }
 
 impl Shared {
-    fn run(&self, meta: &Meta, is_open: impl Fn(InodeId) -> bool) {
+    fn run(&self, meta: &Meta, is_open: impl Fn(InodeId) -> bool, can_wait: impl Fn() -> bool) {
         loop {
             let mut state = self.state.lock();
             while state.forgotten.is_empty() && !self.stopping() {
@@ -103,6 +104,7 @@ impl Shared {
             if !self.stopping() && state.forgotten.len() < BATCH {
                 self.changed.wait_for(&mut state, GATHER);
             }
+            MutexGuard::unlocked(&mut state, || priority::wait_while(&self.stopping, &can_wait));
             if self.stopping() {
                 return;
             }

@@ -25,6 +25,7 @@ use crate::clock::{self, Instant, Timestamp};
 use crate::id::{InodeId, SessionId};
 use crate::meta::inode::Inode;
 use crate::meta::{Error, Meta, Result};
+use crate::priority::Programs;
 
 /// Session numbers of one mount: the high half is the number of the mount, so that none is ever used twice.
 const SESSIONS_PER_MOUNT: u64 = 1 << 32;
@@ -45,6 +46,7 @@ pub struct Files {
     pub(super) evictor: Arc<Evictor>,
     live: Mutex<HashMap<InodeId, Arc<LiveFile>>>,
     births: Births,
+    programs: Programs,
     /// Held for reading by every change of content, for writing by a rotation: one cut of the whole filesystem (O8).
     pub(super) gate: RwLock<()>,
     /// Sessions that take writes, each with its descriptors, and how many there may be.
@@ -102,6 +104,7 @@ impl Files {
             evictor: options.evictor,
             live: Mutex::default(),
             births: Births::default(),
+            programs: Programs::default(),
             gate: RwLock::new(()),
             sessions: Arc::default(),
             // A session has two descriptors at most: half of all are left to reads, targets and the store.
@@ -168,6 +171,20 @@ impl Files {
     /// Births that wait for their content (O2).
     pub fn births(&self) -> &Births {
         &self.births
+    }
+
+    /// When programs asked for something: to be told of each request.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// True while what nobody waits for shall keep out of the way of programs (`priority`): they are busy, and there is room
+    /// for what they do.
+    pub fn can_wait(&self) -> bool {
+        self.programs.are_busy(clock::instant())
+            && !self.in_a_hurry()
+            && self.space.has_room_to_spare()
+            && !self.space.wants_eviction()
     }
 
     /// Counts one handle less. The last close ends the session: it takes its slot if bytes came after the last FLUSH

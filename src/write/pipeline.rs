@@ -8,6 +8,7 @@
 //!                                                            └─ a failed step keeps the batch and tries again
 //! ```
 //!
+//! - While programs are busy nothing is sealed or committed, unless somebody waits for it (`priority`).
 //! - Sessions of one inode come one after the other: the next is queued when the one before is committed.
 //! - Files are removed only after the metadata log is synced past the commit that made them useless (S3).
 
@@ -103,6 +104,7 @@ fn run_sealer(files: &Files, queue: &Receiver<SealJob>, sender: &Sender<Ready>, 
     priority::stand_back();
     while !stop.load(Ordering::Acquire) {
         let Ok(job) = queue.recv_timeout(Duration::from_millis(100)) else { continue };
+        priority::wait_while(stop, || files.can_wait());
         match seal_one(files, &job, chunk_size) {
             Ok(sealed) => {
                 let mut ready = Ready { job, sealed };
@@ -173,6 +175,7 @@ struct Committer {
 impl Committer {
     fn run(mut self, sealed: &Receiver<Ready>, stop: &AtomicBool) {
         while !stop.load(Ordering::Acquire) {
+            priority::wait_while(stop, || self.files.can_wait());
             let hurry = self.files.in_a_hurry();
             let now = clock::instant();
             let due = self.closing.due(hurry);
@@ -504,7 +507,7 @@ impl Files {
         *self.hurry_until.lock() = clock::instant() + duration;
     }
 
-    fn in_a_hurry(&self) -> bool {
+    pub(super) fn in_a_hurry(&self) -> bool {
         self.hurry.load(Ordering::Acquire) > 0 || clock::instant() < *self.hurry_until.lock()
     }
 

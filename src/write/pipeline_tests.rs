@@ -313,7 +313,7 @@ fn dead_content_leaves_the_disk() {
     mount.settle();
     mount.files.truncate(ino, 0, clock::now()).unwrap();
     mount.settle();
-    mount.evictor.round(&AtomicBool::new(false)).unwrap();
+    mount.evictor.round(&AtomicBool::new(false), || false).unwrap();
     // No target: nobody needs the chunk, so its release is all that is missing.
     let dead: Vec<_> = mount
         .meta
@@ -325,10 +325,29 @@ fn dead_content_leaves_the_disk() {
         .unwrap();
     assert_eq!(dead.len(), 1);
     mount.meta.release(&dead).unwrap();
-    mount.evictor.round(&AtomicBool::new(false)).unwrap();
+    mount.evictor.round(&AtomicBool::new(false), || false).unwrap();
     assert_eq!(mount.count("SELECT count(*) FROM chunk_file"), 0);
     let left = walk(&dir.path().join("chunks"));
     assert_eq!(left, Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn what_is_closed_waits_for_the_end_of_a_burst_but_not_when_somebody_waits_for_it() {
+    let (_dir, mount) = mount();
+    // A burst that no slow machine ends.
+    mount.files.programs().ask(clock::instant() + Duration::from_secs(3600));
+    if !mount.files.space.has_room_to_spare() {
+        eprintln!("skipped: with less than 1 GiB free nothing waits");
+        return;
+    }
+    let ino = mount.create(b"a");
+    mount.files.write(ino, 0, &noise(CHUNK as usize, 9)).unwrap();
+    mount.close(ino);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(mount.files.newest_frozen(ino).is_some(), "programs come first");
+    mount.settle();
+    assert_eq!(mount.files.newest_frozen(ino), None, "settling takes a hurry");
+    assert_eq!(mount.count("SELECT count(*) FROM slot"), 0);
 }
 
 fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
