@@ -20,11 +20,7 @@ impl Exporting {
     fn new(history: &History) -> Exporting {
         let dir = tempfile::tempdir().unwrap();
         let meta = empty_store(dir.path());
-        meta.write(|tx| {
-            history.records.iter().try_for_each(|record| tx.replay(record))?;
-            tx.replay_ended()
-        })
-        .unwrap();
+        meta.write(|tx| history.records.iter().try_for_each(|record| tx.replay(record))).unwrap();
         Exporting { dir, meta }
     }
 

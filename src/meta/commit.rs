@@ -221,6 +221,8 @@ impl Tx<'_> {
                 Extent { offset: piece.offset, length: piece.length, chunk, chunk_offset: piece.chunk_offset },
             );
         }
+        // What was emptied since the slot was taken is emptied for these bytes, too (O5).
+        self.follow_repacks(manifest, slot.seq, content.chunks.iter().map(|(hash, _)| *hash), deltas)?;
         self.end_slot(&slot, &Change::Content(content))?;
         self.delete_session(session.session)?;
         inode.update(self)?;

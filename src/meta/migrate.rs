@@ -19,7 +19,7 @@ pub(super) const APPLICATION_ID: i32 = 0x5444_4653;
 pub(super) const USER_VERSION: i32 = STEPS.len() as i32 + 1;
 
 /// What leads from version `index + 1` to the next.
-const STEPS: [&str; 1] = [
+const STEPS: [&str; 2] = [
     // 2: earlier mounts, for announcements (T7); targets that come and go, are paused, resynced, and lose chunks (T4, T9).
     "CREATE TABLE mounted (
        epoch INTEGER NOT NULL, writer TEXT NOT NULL,
@@ -33,6 +33,35 @@ const STEPS: [&str; 1] = [
      CREATE TABLE retired (bit INTEGER PRIMARY KEY) STRICT;
      CREATE TABLE target_change (name TEXT PRIMARY KEY, uri TEXT, configured TEXT) STRICT, WITHOUT ROWID;
      CREATE TABLE seq_time (seq INTEGER PRIMARY KEY, secs INTEGER NOT NULL) STRICT;",
+    // 3: chunks that are rewritten (S10, O5): who refers to a chunk, what of it is alive, repacks that are not over.
+    "CREATE INDEX chunk_sparse ON chunk (id) WHERE dead_seq IS NULL AND length - 2 * bytes_referenced > 0;
+     CREATE INDEX extent_chunk ON extent (chunk, chunk_offset);
+     ALTER TABLE chunk_sum ADD COLUMN alive_bytes INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE chunk_sum ADD COLUMN live_bytes INTEGER NOT NULL DEFAULT 0;
+     ALTER TABLE chunk_sum ADD COLUMN new_bytes INTEGER NOT NULL DEFAULT 0;
+     UPDATE chunk_sum SET (alive_bytes, live_bytes, new_bytes) = (SELECT
+       coalesce(sum((bytes_referenced > 0) * length), 0), coalesce(sum(min(bytes_referenced, length)), 0),
+       coalesce(sum(length), 0) FROM chunk);
+     CREATE TRIGGER chunk_came AFTER INSERT ON chunk BEGIN
+       UPDATE chunk_sum SET alive_bytes = alive_bytes + (new.bytes_referenced > 0) * new.length,
+         live_bytes = live_bytes + min(new.bytes_referenced, new.length), new_bytes = new_bytes + new.length;
+     END;
+     CREATE TRIGGER chunk_lives AFTER UPDATE OF bytes_referenced ON chunk WHEN new.bytes_referenced <> old.bytes_referenced BEGIN
+       UPDATE chunk_sum SET alive_bytes = alive_bytes + ((new.bytes_referenced > 0) - (old.bytes_referenced > 0)) * new.length,
+         live_bytes = live_bytes + min(new.bytes_referenced, new.length) - min(old.bytes_referenced, old.length);
+     END;
+     CREATE TRIGGER chunk_went AFTER DELETE ON chunk WHEN old.bytes_referenced > 0 BEGIN
+       UPDATE chunk_sum SET alive_bytes = alive_bytes - old.length,
+         live_bytes = live_bytes - min(old.bytes_referenced, old.length);
+     END;
+     CREATE TABLE repacked (
+       seq INTEGER PRIMARY KEY,
+       from_hash BLOB NOT NULL,
+       to_chunk INTEGER NOT NULL,
+       body BLOB NOT NULL
+     ) STRICT;
+     CREATE INDEX repacked_from ON repacked (from_hash, seq);
+     CREATE INDEX repacked_to ON repacked (to_chunk);",
 ];
 
 /// The version of the store behind `conn`, if it is one that this program can read.

@@ -38,6 +38,7 @@ pub mod placement;
 pub mod readdir;
 pub mod remove;
 pub mod rename;
+pub mod repack;
 mod replay;
 pub mod restored;
 pub mod resync;

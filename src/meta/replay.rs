@@ -16,12 +16,10 @@ use super::inode::Inode;
 use super::{Error, Result, Tx};
 use crate::clock::Timestamp;
 use crate::format::record::{Change, Content, Dentry, Extent, Record, VoidReason, Xattr};
-use crate::id::{ChunkHash, ChunkId, Generation, InodeId, ManifestId, NUMBER_MAX, Seq};
+use crate::id::{ChunkHash, ChunkId, Generation, InodeId, NUMBER_MAX, Seq};
 
 /// Bytes of the longest chunk (FORMATS.md).
 pub(crate) const CHUNK_LENGTH_MAX: u64 = 64 << 20;
-/// Extents that a repack looks at together.
-const REPACK_PAGE: u32 = 1024;
 
 /// Returns the error of a record that cannot be true.
 macro_rules! contradiction {
@@ -200,11 +198,6 @@ impl Tx<'_> {
             deltas.apply(self)?;
         }
         inode.update(self)
-    }
-
-    /// Removes what replay built for its own speed. Once, after the last record.
-    pub(crate) fn replay_ended(&mut self) -> Result<()> {
-        Ok(self.conn().execute_batch("DROP INDEX IF EXISTS replay_extent_chunk")?)
     }
 
     fn replay_birth(&mut self, at: At, parent: InodeId, name: &[u8], born: &Birth, xattrs: &[Xattr]) -> Result<()> {
@@ -421,37 +414,9 @@ impl Tx<'_> {
             }
             end = file_end;
         }
-        // Extents are found by chunk only here, so the index is made when the first repack comes.
-        self.conn().execute_batch("CREATE INDEX IF NOT EXISTS replay_extent_chunk ON extent (chunk)")?;
         let mut ids = ChunkIds::new(chunks);
         let mut deltas = RefDeltas::default();
-        let mut after: (ManifestId, i64) = (ManifestId(0), -1);
-        loop {
-            let page: Vec<(ManifestId, i64, i64, i64)> = self
-                .conn()
-                .prepare_cached(
-                    "SELECT manifest, offset, length, chunk_offset FROM extent INDEXED BY replay_extent_chunk \
-                     WHERE chunk = ?1 AND (manifest, offset) > (?2, ?3) ORDER BY manifest, offset LIMIT ?4",
-                )?
-                .query_map(params![from_id, after.0, after.1, REPACK_PAGE], |row| {
-                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-                })?
-                .collect::<rusqlite::Result<_>>()?;
-            let Some(last) = page.last() else { break };
-            after = (last.0, last.1);
-            for (manifest, offset, length, chunk_offset) in page {
-                let (offset, chunk_start) = (offset as u64, chunk_offset as u64);
-                let chunk_end = chunk_start + length as u64;
-                let first = moves.partition_point(|piece| piece.offset + piece.length <= chunk_start);
-                for piece in moves[first..].iter().take_while(|piece| piece.offset < chunk_end) {
-                    let start = piece.offset.max(chunk_start);
-                    let end = (piece.offset + piece.length).min(chunk_end);
-                    let new = (ids.id(self, at, piece.chunk)?, piece.chunk_offset + (start - piece.offset));
-                    let place = offset + (start - chunk_start);
-                    extent::replace(self, manifest, place, end - start, Some(new), &mut deltas)?;
-                }
-            }
-        }
+        self.move_references(from_id, None, moves, &mut deltas, |tx, index| ids.id(tx, at, index))?;
         deltas.apply(self)
     }
 

@@ -8,11 +8,7 @@ use crate::meta::history::{CHUNK_LENGTH, History, assert_consistent, chunk_hash,
 fn replayed(records: &[Record]) -> (tempfile::TempDir, Meta) {
     let dir = tempfile::tempdir().unwrap();
     let meta = empty_store(dir.path());
-    meta.write(|tx| {
-        records.iter().try_for_each(|record| tx.replay(record))?;
-        tx.replay_ended()
-    })
-    .unwrap();
+    meta.write(|tx| records.iter().try_for_each(|record| tx.replay(record))).unwrap();
     (dir, meta)
 }
 

@@ -40,12 +40,14 @@ CREATE TABLE chunk (
 ) STRICT;
 CREATE INDEX chunk_todo ON chunk (id) WHERE incomplete = 1;
 CREATE INDEX chunk_dead ON chunk (dead_seq) WHERE dead_seq IS NOT NULL;
+CREATE INDEX chunk_sparse ON chunk (id) WHERE dead_seq IS NULL AND length - 2 * bytes_referenced > 0;   -- S10: worth a rewrite
 CREATE TABLE extent (
   manifest INTEGER NOT NULL, offset INTEGER NOT NULL,
   length INTEGER NOT NULL,
   chunk INTEGER NOT NULL, chunk_offset INTEGER NOT NULL,
   PRIMARY KEY (manifest, offset)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX extent_chunk ON extent (chunk, chunk_offset);                     -- local: who refers to a chunk (O5)
 CREATE TABLE slot (
   seq INTEGER PRIMARY KEY, ino INTEGER NOT NULL, generation INTEGER NOT NULL,
   session INTEGER NOT NULL,                        -- local
@@ -133,9 +135,12 @@ CREATE TABLE tally (                                                            
 ) STRICT;
 CREATE TABLE chunk_sum (                                                        -- the same over all chunks, kept by triggers
   id INTEGER PRIMARY KEY CHECK (id = 1),
-  incomplete_bytes INTEGER NOT NULL                -- chunks with incomplete = 1: what some pinning target lacks, each once
+  incomplete_bytes INTEGER NOT NULL,               -- chunks with incomplete = 1: what some pinning target lacks, each once
+  alive_bytes INTEGER NOT NULL DEFAULT 0,          -- lengths of chunks that something refers to
+  live_bytes INTEGER NOT NULL DEFAULT 0,           -- of these, bytes that something refers to: min(bytes_referenced, length) (S10)
+  new_bytes INTEGER NOT NULL DEFAULT 0             -- lengths of all chunks that ever came
 ) STRICT;
-INSERT INTO chunk_sum VALUES (1, 0);
+INSERT INTO chunk_sum (id, incomplete_bytes) VALUES (1, 0);
 CREATE TRIGGER chunk_inserted AFTER INSERT ON chunk WHEN new.incomplete <> 0 BEGIN
   UPDATE chunk_sum SET incomplete_bytes = incomplete_bytes + new.length;
 END;
@@ -144,6 +149,18 @@ CREATE TRIGGER chunk_changed AFTER UPDATE OF incomplete ON chunk WHEN new.incomp
 END;
 CREATE TRIGGER chunk_deleted AFTER DELETE ON chunk WHEN old.incomplete <> 0 BEGIN
   UPDATE chunk_sum SET incomplete_bytes = incomplete_bytes - old.length;
+END;
+CREATE TRIGGER chunk_came AFTER INSERT ON chunk BEGIN
+  UPDATE chunk_sum SET alive_bytes = alive_bytes + (new.bytes_referenced > 0) * new.length,
+    live_bytes = live_bytes + min(new.bytes_referenced, new.length), new_bytes = new_bytes + new.length;
+END;
+CREATE TRIGGER chunk_lives AFTER UPDATE OF bytes_referenced ON chunk WHEN new.bytes_referenced <> old.bytes_referenced BEGIN
+  UPDATE chunk_sum SET alive_bytes = alive_bytes + ((new.bytes_referenced > 0) - (old.bytes_referenced > 0)) * new.length,
+    live_bytes = live_bytes + min(new.bytes_referenced, new.length) - min(old.bytes_referenced, old.length);
+END;
+CREATE TRIGGER chunk_went AFTER DELETE ON chunk WHEN old.bytes_referenced > 0 BEGIN
+  UPDATE chunk_sum SET alive_bytes = alive_bytes - old.length,
+    live_bytes = live_bytes - min(old.bytes_referenced, old.length);
 END;
 CREATE TABLE deferred (bit INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (bit, seq)) STRICT, WITHOUT ROWID;
 CREATE TABLE discarded (                                                        -- segments seen at restore that do not count: another history, or a unit without end (O6)
@@ -187,3 +204,11 @@ CREATE TABLE target_change (                                                    
   configured TEXT                                  -- what the configuration said for this name then; NULL = nothing
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE seq_time (seq INTEGER PRIMARY KEY, secs INTEGER NOT NULL) STRICT;  -- journal heads and when they were seen, for the grace period of GC
+CREATE TABLE repacked (                                                         -- repacks that an open slot, or a target, has not gone by yet (O5)
+  seq INTEGER PRIMARY KEY,                         -- of the record
+  from_hash BLOB NOT NULL,
+  to_chunk INTEGER NOT NULL,                       -- row of the new chunk
+  body BLOB NOT NULL                               -- as in the journal, whose row may be gone
+) STRICT;
+CREATE INDEX repacked_from ON repacked (from_hash, seq);
+CREATE INDEX repacked_to ON repacked (to_chunk);

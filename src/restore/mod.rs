@@ -305,7 +305,6 @@ pub async fn restore(sources: Vec<Source>, state_dir: &Path, options: Options) -
         let end = journal::replay(source, judged, &run, &building.scratch, &mut state).await?;
         ends.push((run, end));
     }
-    meta.write(|tx| tx.replay_ended())?;
     let State { applied, records, unproven, .. } = state;
     if applied.last() == Seq::ZERO && judged.iter().any(|judged| judged.evidence.has_history()) {
         let why: Vec<String> = unproven.iter().map(Unproven::to_string).collect();

@@ -177,11 +177,7 @@ impl Made {
 
 fn replayed(dir: &Path, records: &[Record]) -> Meta {
     let meta = empty_store_of(dir, FILESYSTEM);
-    meta.write(|tx| {
-        records.iter().try_for_each(|record| tx.replay(record))?;
-        tx.replay_ended()
-    })
-    .unwrap();
+    meta.write(|tx| records.iter().try_for_each(|record| tx.replay(record))).unwrap();
     meta
 }
 

@@ -608,10 +608,7 @@ impl World {
         let mut in_order: Vec<&Record> = held.iter().collect();
         in_order.sort_by_key(|record| record.seq);
         model
-            .write(|tx| {
-                in_order.iter().try_for_each(|record| tx.replay(record))?;
-                tx.replay_ended()
-            })
+            .write(|tx| in_order.iter().try_for_each(|record| tx.replay(record)))
             .unwrap_or_else(|e| panic!("world {seed}: {indexes:?}: {e}"));
         for meta in [&restored, &model] {
             meta.read(|conn| {
