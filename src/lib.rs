@@ -15,6 +15,7 @@ pub mod id;
 pub mod priority;
 
 pub mod chunk;
+pub mod compaction;
 pub mod format;
 pub mod fuse;
 pub mod gc;

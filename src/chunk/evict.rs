@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lru::LruCache;
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::open::OpenFiles;
 use super::space::Space;
@@ -55,6 +55,11 @@ impl Evictor {
     /// While it is held no file leaves, so that none can leave under a name that is being given anew.
     pub fn keep_names(&self) -> RwLockReadGuard<'_, ()> {
         self.naming.read()
+    }
+
+    /// While it is held no file leaves, and nobody else gives names to chunks.
+    pub fn give_names(&self) -> RwLockWriteGuard<'_, ()> {
+        self.naming.write()
     }
 
     /// Works until `stop`: evicts under pressure, drops dead content, every `interval` at least; not while `can_wait` says

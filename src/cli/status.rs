@@ -93,10 +93,26 @@ fn text(status: &status::Status) -> String {
         text += &format!(" of {}", bytes(limit));
     }
     text += &format!(", {} of it must stay until every target has it\n", bytes(cache.pinned_bytes));
+    text += &garbage_text(&status.garbage);
     for attention in &status.attention {
         text += &attention_text(attention);
     }
     text
+}
+
+/// Less than this in nearly empty chunks is nobody's business.
+const GARBAGE_MIN: u64 = 1 << 20;
+
+fn garbage_text(garbage: &status::Garbage) -> String {
+    if garbage.sparse_bytes < GARBAGE_MIN {
+        return String::new();
+    }
+    let (chunks, live) = (count(garbage.sparse_chunks, "chunk"), bytes(garbage.sparse_live_bytes));
+    let mut text = format!("  rewriting: {} in {chunks} of which {live} are in use", bytes(garbage.sparse_bytes));
+    if let Some(held) = &garbage.held {
+        text += &format!("; not now: {held}");
+    }
+    text + "\n"
 }
 
 fn target_text(target: &status::Target, width: usize) -> String {
@@ -226,6 +242,7 @@ mod tests {
             targets,
             attention: Vec::new(),
             cache: Cache { used_bytes: 5 << 30, pinned_bytes: 0, limit_bytes: Some(20 << 30) },
+            garbage: Default::default(),
             journal_seq: 9,
         }
     }
@@ -278,7 +295,7 @@ mod tests {
     fn json_has_the_documented_keys() {
         let json = serde_json::to_value(status(true, vec![target("aws")])).unwrap();
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
-        assert_eq!(keys(&json), "attention cache filesystem journal_seq safe targets unreplicated");
+        assert_eq!(keys(&json), "attention cache filesystem garbage journal_seq safe targets unreplicated");
         assert_eq!(
             keys(&json["targets"][0]),
             "health hint lag_seconds last_error mode name pending_bytes pending_objects placed_bytes reason resync \

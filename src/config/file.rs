@@ -45,6 +45,8 @@ struct File {
     #[serde(default)]
     gc: GcTable,
     #[serde(default)]
+    compaction: CompactionTable,
+    #[serde(default)]
     acknowledge: AcknowledgeTable,
     #[serde(default)]
     scrub: ScrubTable,
@@ -74,6 +76,16 @@ struct BacklogTable {
 #[serde(deny_unknown_fields)]
 struct GcTable {
     grace: Option<Spanned<Value>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct CompactionTable {
+    enabled: Option<bool>,
+    rate: Option<Spanned<Value>>,
+    min_garbage: Option<Spanned<Value>>,
+    quiet: Option<Spanned<Value>>,
+    lag_max: Option<Spanned<Value>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -146,6 +158,19 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Config> {
         *setting = reader.bytes(&value)?;
         reader.require(&value, *setting >= 64 << 10, &format!("backlog.{name} is at least 64 KiB"))?;
     }
+    config.compaction.enabled = file.compaction.enabled.unwrap_or(config.compaction.enabled);
+    if let Some(value) = file.compaction.rate {
+        config.compaction.rate = reader.bytes_per_second(&value)?;
+        reader.require(&value, config.compaction.rate >= 1 << 10, "compaction.rate is at least 1 KiB/s")?;
+    }
+    for (setting, value, name) in [
+        (&mut config.compaction.min_garbage, file.compaction.min_garbage, "min_garbage"),
+        (&mut config.compaction.lag_max, file.compaction.lag_max, "lag_max"),
+    ] {
+        let Some(value) = value else { continue };
+        *setting = reader.bytes(&value)?;
+        reader.require(&value, *setting >= 64 << 10, &format!("compaction.{name} is at least 64 KiB"))?;
+    }
     for (setting, value, at_least) in [
         (&mut config.rotate, file.rotate, Duration::from_secs(1)),
         (&mut config.rotate_synced, file.rotate_synced, Duration::from_millis(100)),
@@ -153,6 +178,7 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<Config> {
         (&mut config.shutdown_timeout, file.shutdown_timeout, Duration::ZERO),
         (&mut config.acknowledge.deadline, file.acknowledge.deadline, Duration::from_secs(1)),
         (&mut config.gc.grace, file.gc.grace, Duration::from_secs(1)),
+        (&mut config.compaction.quiet, file.compaction.quiet, Duration::from_secs(1)),
     ] {
         let Some(value) = value else { continue };
         *setting = reader.duration(&value)?;
@@ -306,6 +332,16 @@ impl Reader<'_> {
         };
         // Above: offsets are signed in the kernel.
         size.filter(|size| *size <= i64::MAX as u64).ok_or_else(wrong)
+    }
+
+    /// A rate without windows of the day.
+    fn bytes_per_second(&self, value: &Spanned<Value>) -> Result<u64> {
+        let text = value.get_ref().as_str().and_then(|text| text.trim().strip_suffix("/s"));
+        let wrong = || {
+            let error = Error::new(format!("{} is not a rate", value.get_ref()));
+            self.at(value.span(), error.hint("write a rate as \"1 MiB/s\" or \"500 KB/s\""))
+        };
+        text.and_then(|text| text.trim().parse::<ByteSize>().ok()).map(|size| size.as_u64()).ok_or_else(wrong)
     }
 
     /// A rate, or a table of one for `always` and others for windows of the day.

@@ -77,6 +77,8 @@ pub struct Config {
     pub backlog: Backlog,
     /// Removing garbage from targets.
     pub gc: Gc,
+    /// Rewriting what is left of nearly empty chunks.
+    pub compaction: Compaction,
     /// When `close` and `fsync` may return.
     pub acknowledge: Acknowledge,
     /// Open files are committed too, this long after their last commit (O8).
@@ -137,6 +139,33 @@ pub struct Gc {
     pub grace: Duration,
 }
 
+/// Rewriting nearly empty chunks, and files in too many pieces (S10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compaction {
+    /// Whether it happens by itself.
+    pub enabled: bool,
+    /// Bytes a second that may always be rewritten; more only as far as programs wrote as much in the last 24 h.
+    pub rate: u64,
+    /// Nearly empty chunks are rewritten when they would free this many bytes together.
+    pub min_garbage: u64,
+    /// A part of a file in many pieces is rewritten when it has not changed for this long; a chunk after a tenth of it.
+    pub quiet: Duration,
+    /// Nothing is rewritten while a target that follows lacks more bytes than this.
+    pub lag_max: u64,
+}
+
+impl Default for Compaction {
+    fn default() -> Compaction {
+        Compaction {
+            enabled: true,
+            rate: 1 << 20,
+            min_garbage: 16 << 20,
+            quiet: Duration::from_secs(600),
+            lag_max: 64 << 20,
+        }
+    }
+}
+
 /// Acknowledgement policies (D3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Acknowledge {
@@ -179,6 +208,7 @@ impl Default for Config {
             },
             backlog: Backlog { records: 1_000_000, record_bytes: 256 << 20, superseded: 1 << 30 },
             gc: Gc { grace: Duration::from_secs(24 * 3600) },
+            compaction: Compaction::default(),
             acknowledge: Acknowledge::default(),
             rotate: Duration::from_secs(60),
             rotate_synced: Duration::from_secs(2),

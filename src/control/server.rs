@@ -280,6 +280,7 @@ mod tests {
                 targets: Vec::new(),
                 attention: Vec::new(),
                 cache: Cache::default(),
+                garbage: Default::default(),
                 journal_seq: 7,
             })
         }

@@ -20,6 +20,9 @@ pub struct Status {
     pub attention: Vec<Attention>,
     /// Local bytes.
     pub cache: Cache,
+    /// What lies in chunks although no file refers to it.
+    #[serde(default)]
+    pub garbage: Garbage,
     /// The newest place in the journal.
     pub journal_seq: u64,
 }
@@ -180,4 +183,25 @@ pub struct Cache {
     pub pinned_bytes: u64,
     /// The configured limit; null = the disk.
     pub limit_bytes: Option<u64>,
+}
+
+/// What chunks hold that no file refers to, and what is done about it (S10).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Garbage {
+    /// Bytes of chunks that files refer to.
+    pub chunk_bytes: u64,
+    /// Of these, bytes that files refer to.
+    pub live_bytes: u64,
+    /// Chunks of which less than half is referred to.
+    pub sparse_chunks: u64,
+    /// Their bytes.
+    pub sparse_bytes: u64,
+    /// Of these, bytes that would be written anew.
+    pub sparse_live_bytes: u64,
+    /// Parts of files in too many pieces, as counted last.
+    pub scattered_areas: u64,
+    /// Why none of it is rewritten now; null if nothing hinders it.
+    pub held: Option<String>,
+    /// Bytes rewritten since the mount.
+    pub rewritten_bytes: u64,
 }

@@ -27,6 +27,7 @@ use crate::meta::target::{Mode, TargetRow};
 use crate::meta::{self, Meta};
 use crate::replication::contact::{self, Own};
 use crate::target::{self, DynTarget};
+use crate::testing::failpoint::{self, Point};
 
 /// Chunks that lose their bit in one transaction, and are deleted before the next.
 const BATCH: usize = 64;
@@ -36,10 +37,12 @@ const REQUESTS: usize = 4;
 pub const PAUSE: Duration = Duration::from_millis(250);
 /// So long after its DELETE a chunk is not put there again: a late one might still take effect.
 const SETTLE_SECS: i64 = 60;
+/// A filesystem that nobody changes for so long is idle.
+const IDLE_SECS: i64 = 60;
 /// A single DELETE that is not answered for this long is asked again in the next round.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Garbage that only missing checkpoints hold back is worth two of them from so many bytes on, if it is more than lives.
-const CHECKPOINT_MIN: u64 = 64 << 20;
+/// Less garbage than this part of the slack is not worth two checkpoints.
+const CHECKPOINT_PART: u64 = 2;
 
 /// What of a target's garbage may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +72,8 @@ pub struct Plan {
     pub later: Amount,
     /// Of that, what only checkpoints hold back.
     pub by_checkpoints: Amount,
+    /// What lies there: chunks, and segments since its last checkpoint.
+    pub stored: u64,
 }
 
 impl Plan {
@@ -82,6 +87,8 @@ impl Plan {
         let amount = |seq: Option<Seq>| seq.map_or(Ok(Amount::default()), |seq| meta.garbage(row.bit, seq));
         let (now, by_grace) = (amount(horizon.seq())?, amount(horizon.grace)?);
         let all = meta.garbage(row.bit, meta.head().next())?;
+        let placed = meta.tallies()?.iter().find(|(bit, _)| *bit == row.bit).map_or(0, |(_, tally)| tally.placed_bytes);
+        let segments = meta.cursor(row.bit)?.segment_bytes;
         let less = |a: Amount, b: Amount| Amount {
             chunks: a.chunks.saturating_sub(b.chunks),
             bytes: a.bytes.saturating_sub(b.bytes),
@@ -93,6 +100,7 @@ impl Plan {
             now,
             later: less(all, now),
             by_checkpoints: less(by_grace, now),
+            stored: placed + segments,
         })
     }
 
@@ -117,9 +125,11 @@ impl Plan {
         line
     }
 
-    /// True if checkpoints are worth their while for what they would set free; `live_bytes` are those of the target's state.
-    pub fn wants_checkpoints(&self, live_bytes: u64) -> bool {
-        self.by_checkpoints.bytes > CHECKPOINT_MIN.max(live_bytes)
+    /// True if checkpoints are worth their while for what they would set free: more lies there than twice what lives and
+    /// `slack`, and enough of it is their fault.
+    pub fn wants_checkpoints(&self, live_bytes: u64, slack: u64) -> bool {
+        let held = self.by_checkpoints.bytes;
+        held > slack / CHECKPOINT_PART && self.stored > live_bytes.saturating_mul(2).saturating_add(slack)
     }
 }
 
@@ -128,9 +138,13 @@ pub fn is_due(row: &TargetRow) -> bool {
     row.mode == Mode::Follow && row.initialised && !row.relist && row.paused_until.is_none()
 }
 
-/// Notes the present place of history, and lets go of what is over. Blocks on the store.
+/// Notes the present place of history, and lets go of what is over. What died by the newest change waits for the next one:
+/// if there is none for long, history takes a step by itself. Blocks on the store.
 pub fn tick(meta: &Meta, now_secs: i64, grace: Duration) -> meta::Result<()> {
     let grace_secs = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
+    if meta.head_at(now_secs.saturating_sub(IDLE_SECS))? == Some(meta.head()) {
+        meta.step_history()?;
+    }
     meta.note_time(now_secs, now_secs.saturating_sub(grace_secs))?;
     meta.expire_deletions(now_secs.saturating_sub(SETTLE_SECS))?;
     while meta.drop_chunk_rows(BATCH)? == BATCH as u64 {}
@@ -172,6 +186,7 @@ pub async fn collect(
         if batch.is_empty() {
             return Ok(gone);
         }
+        failpoint::pass(Point::Deletion);
         let own = Own::of(meta, bit)?;
         if contact::fenced_by(target, &own).await?.is_some() {
             return Err(Error::Fenced);
@@ -196,6 +211,7 @@ pub async fn collect(
             .buffer_unordered(REQUESTS)
             .collect()
             .await;
+        failpoint::pass(Point::Deleted);
         let done: Vec<ChunkHash> =
             answers.iter().filter(|(_, answer)| answer.is_ok()).map(|(chunk, _)| *chunk).collect();
         gone += done.len() as u64;

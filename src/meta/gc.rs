@@ -79,31 +79,44 @@ impl Meta {
 
     /// Begins to remove up to `limit` chunks from target `bit` that were dead by `horizon`: durable before it returns (T9).
     pub fn begin_deletions(&self, bit: TargetBit, horizon: Seq, limit: usize) -> Result<Vec<ChunkHash>> {
+        // Looked for outside of the transaction (D8): most of what is dead may have left this target already.
+        let page: Vec<ChunkId> = self.read(|conn| {
+            let mut statement = conn.prepare_cached(
+                "SELECT id FROM chunk WHERE dead_seq IS NOT NULL AND dead_seq <= ?2 \
+                 AND incomplete = 0 AND placed & ?1 <> 0 AND claimed & ?1 = 0 LIMIT ?3",
+            )?;
+            let rows = statement.query_map(params![bit.mask() as i64, horizon, limit as i64], |row| row.get(0))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        if page.is_empty() {
+            return Ok(Vec::new());
+        }
         let begun = self.write(|tx| {
-            let page: Vec<(ChunkId, ChunkHash, i64)> = tx
-                .conn()
-                .prepare_cached(
-                    "SELECT id, hash, length FROM chunk WHERE dead_seq IS NOT NULL AND dead_seq <= ?2 \
-                     AND incomplete = 0 AND placed & ?1 <> 0 AND claimed & ?1 = 0 LIMIT ?3",
-                )?
-                .query_map(params![bit.mask() as i64, horizon, limit as i64], |row| {
-                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-                })?
-                .collect::<rusqlite::Result<_>>()?;
-            for (id, hash, _) in &page {
-                tx.conn()
-                    .prepare_cached("UPDATE chunk SET placed = placed & ~?2 WHERE id = ?1")?
-                    .execute(params![id, bit.mask() as i64])?;
+            let mut begun: Vec<ChunkHash> = Vec::with_capacity(page.len());
+            let mut bytes = 0;
+            for id in &page {
+                // Once more: it may be referred to again by now.
+                let gone: Option<(ChunkHash, i64)> = tx
+                    .conn()
+                    .prepare_cached(
+                        "UPDATE chunk SET placed = placed & ~?2 WHERE id = ?1 AND dead_seq IS NOT NULL AND dead_seq <= ?3 \
+                         AND incomplete = 0 AND placed & ?2 <> 0 AND claimed & ?2 = 0 RETURNING hash, length",
+                    )?
+                    .query_row(params![id, bit.mask() as i64, horizon], |row| Ok((row.get(0)?, row.get(1)?)))
+                    .optional()?;
+                let Some((hash, length)) = gone else { continue };
                 tx.conn()
                     .prepare_cached("INSERT OR REPLACE INTO deletion (bit, chunk_hash, done_secs) VALUES (?1, ?2, NULL)")?
                     .execute(params![bit, hash])?;
+                bytes += length;
+                begun.push(hash);
             }
             tx.conn()
                 .prepare_cached(
                     "UPDATE tally SET placed_chunks = placed_chunks - ?2, placed_bytes = placed_bytes - ?3 WHERE bit = ?1",
                 )?
-                .execute(params![bit, page.len() as i64, page.iter().map(|(.., length)| length).sum::<i64>()])?;
-            Ok(page.into_iter().map(|(_, hash, _)| hash).collect::<Vec<_>>())
+                .execute(params![bit, begun.len() as i64, bytes])?;
+            Ok(begun)
         })?;
         if !begun.is_empty() {
             self.sync()?;
@@ -157,24 +170,32 @@ impl Meta {
     /// Drops up to `limit` rows of chunks that are dead, on no target and not on this machine, and that no record on its way
     /// to any target names. Returns how many.
     pub fn drop_chunk_rows(&self, limit: usize) -> Result<u64> {
+        const USELESS: &str = "dead_seq IS NOT NULL AND dead_seq <= ?1 AND incomplete = 0 AND placed = 0 AND claimed = 0 \
+             AND bytes_referenced = 0 AND NOT EXISTS (SELECT 1 FROM location WHERE chunk = c.id) \
+             AND NOT EXISTS (SELECT 1 FROM deletion WHERE chunk_hash = c.hash)";
+        // Records that name a chunk are older than its death.
+        let bound = |conn: &rusqlite::Connection, head: Seq| -> Result<Seq> {
+            let bases = target::rows(conn)?.into_iter().map(|row| match row.mode {
+                Mode::Resync => Ok(row.base_seq),
+                _ => target::base(conn, &row),
+            });
+            bases.into_iter().try_fold(head, |bound, base| Ok(bound.min(base?)))
+        };
+        let head = self.head();
+        // Looked for outside of the transaction (D8): what is dead may stay for long.
+        let page: Vec<ChunkId> = self.read(|conn| {
+            let mut statement = conn.prepare_cached(&format!("SELECT id FROM chunk c WHERE {USELESS} LIMIT ?2"))?;
+            let rows = statement.query_map(params![bound(conn, head)?, limit as i64], |row| row.get(0))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        if page.is_empty() {
+            return Ok(0);
+        }
         self.write(|tx| {
-            let rows = target::rows(tx.conn())?;
-            // Records that name a chunk are older than its death.
-            let mut bound = tx.head();
-            for row in &rows {
-                let base = if row.mode == Mode::Resync { row.base_seq } else { target::base(tx.conn(), row)? };
-                bound = bound.min(base);
-            }
-            let dropped = tx
-                .conn()
-                .prepare_cached(
-                    "DELETE FROM chunk WHERE id IN (SELECT id FROM chunk c WHERE dead_seq IS NOT NULL AND dead_seq <= ?1 \
-                     AND incomplete = 0 AND placed = 0 AND claimed = 0 AND bytes_referenced = 0 \
-                     AND NOT EXISTS (SELECT 1 FROM location WHERE chunk = c.id) \
-                     AND NOT EXISTS (SELECT 1 FROM deletion WHERE chunk_hash = c.hash) LIMIT ?2)",
-                )?
-                .execute(params![bound, limit as i64])?;
-            Ok(dropped as u64)
+            let bound = bound(tx.conn(), tx.head())?;
+            let mut delete =
+                tx.conn().prepare_cached(&format!("DELETE FROM chunk AS c WHERE {USELESS} AND id = ?2"))?;
+            page.iter().try_fold(0, |dropped, id| Ok(dropped + delete.execute(params![bound, id])? as u64))
         })
     }
 }

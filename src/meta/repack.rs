@@ -135,6 +135,13 @@ impl Meta {
         })
     }
 
+    /// True if every pinning target has a chunk.
+    pub fn is_chunk_complete(&self, chunk: ChunkId) -> Result<bool> {
+        self.read(|conn| {
+            Ok(conn.prepare_cached("SELECT 1 FROM chunk WHERE id = ?1 AND incomplete = 0")?.exists([chunk])?)
+        })
+    }
+
     /// The rows of a manifest that touch `offset … offset + length`, in order; none if it was given up.
     pub fn area(&self, manifest: ManifestId, offset: u64, length: u64) -> Result<Vec<Reference>> {
         self.read(|conn| {
@@ -191,15 +198,16 @@ impl Meta {
 }
 
 impl Tx<'_> {
-    /// Makes whoever refers to the ranges `moves` of chunk `from` refer to the new chunk instead; `moves` name it as chunk 0.
+    /// Makes whoever refers to the ranges `moves` of chunk `hash` refer to the new chunk instead; `moves` name it as chunk 0.
     /// Returns how many bytes of references moved; with 0 nothing was changed, and no record written.
-    pub fn repack(&mut self, from: ChunkId, moves: &[Extent], into: &NewChunk) -> Result<u64> {
-        let known: Option<(ChunkHash, i64)> = self
+    pub fn repack(&mut self, hash: ChunkHash, moves: &[Extent], into: &NewChunk) -> Result<u64> {
+        // By its name: a row's number may have been given anew since its bytes were read.
+        let known: Option<(ChunkId, i64)> = self
             .conn()
-            .prepare_cached("SELECT hash, length FROM chunk WHERE id = ?1")?
-            .query_row([from], |row| Ok((row.get(0)?, row.get(1)?)))
+            .prepare_cached("SELECT id, length FROM chunk WHERE hash = ?1")?
+            .query_row([hash], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
-        let Some((hash, from_length)) = known.filter(|(hash, _)| *hash != into.hash) else { return Ok(0) };
+        let Some((from, from_length)) = known.filter(|_| hash != into.hash) else { return Ok(0) };
         check(moves, from_length as u64, into.length)?;
         let mut made = None;
         let mut deltas = RefDeltas::default();

@@ -62,8 +62,7 @@ fn moves(list: &[(u64, u64, u64)]) -> Vec<Extent> {
 }
 
 fn repack(meta: &Meta, from: u8, to: u8, list: &[(u64, u64, u64)]) -> u64 {
-    let Some(from) = id_of(meta, chunk(from)) else { return 0 };
-    meta.write(|tx| tx.repack(from, &moves(list), &into(to))).unwrap()
+    meta.write(|tx| tx.repack(chunk(from), &moves(list), &into(to))).unwrap()
 }
 
 /// (inode, offset, length, chunk, offset in it) of every file.

@@ -51,6 +51,7 @@ pub fn status(parts: &dyn Parts, mountpoint: &Path, state_dir: &Path) -> Result<
         targets,
         attention: parts.attention(),
         cache: parts.cache()?,
+        garbage: parts.garbage()?,
         journal_seq: head.0,
     })
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::live::Live;
+use super::parts::Parts;
 use crate::clock;
 use crate::control::{Error, Said};
 use crate::gc::{self, Plan};
@@ -22,14 +23,17 @@ const CHECKPOINT_MAX: Duration = Duration::from_secs(600);
 pub struct Collector {
     live: Arc<Live>,
     grace: Duration,
+    /// So much may lie on a target beyond twice what lives before checkpoints are taken only to get rid of it.
+    slack: u64,
     /// One round at a time, whoever asks.
     running: tokio::sync::Mutex<()>,
 }
 
 impl Collector {
-    /// A collector that leaves everything for `grace` after its last use.
-    pub fn new(live: Arc<Live>, grace: Duration) -> Collector {
-        Collector { live, grace, running: tokio::sync::Mutex::default() }
+    /// A collector that leaves everything for `grace` after its last use, and much more than `slack` bytes of it not for
+    /// want of checkpoints.
+    pub fn new(live: Arc<Live>, grace: Duration, slack: u64) -> Collector {
+        Collector { live, grace, slack, running: tokio::sync::Mutex::default() }
     }
 
     /// Collects now and then until it is dropped.
@@ -49,6 +53,7 @@ impl Collector {
         if lines.is_empty() {
             lines.push("no target follows: nothing can go".into());
         }
+        lines.extend(self.rewriting()?);
         Ok(Said { lines })
     }
 
@@ -64,6 +69,31 @@ impl Collector {
             .collect();
         lines.extend(self.plans().await?.iter().filter(|plan| plan.later.chunks > 0).map(|plan| plan.line(self.grace)));
         Ok(Said { lines })
+    }
+
+    /// What compaction would do, in a line.
+    fn rewriting(&self) -> Result<Option<String>, Error> {
+        let garbage = self.live.garbage()?;
+        if garbage.sparse_chunks == 0 && garbage.scattered_areas == 0 {
+            return Ok(None);
+        }
+        let size = |bytes| bytesize::ByteSize(bytes).display().iec();
+        let mut line = format!(
+            "to be rewritten: {} chunks with {}, of which {} are in use: as much is written everywhere, with {} requests \
+             each, and {} can go later",
+            garbage.sparse_chunks,
+            size(garbage.sparse_bytes),
+            size(garbage.sparse_live_bytes),
+            garbage.sparse_live_bytes.div_ceil(self.live.chunk_size),
+            size(garbage.sparse_bytes),
+        );
+        if garbage.scattered_areas > 0 {
+            line += &format!("; and {} parts of files in many pieces", garbage.scattered_areas);
+        }
+        if let Some(held) = garbage.held {
+            line += &format!("; not now: {held}");
+        }
+        Ok(Some(line))
     }
 
     async fn plans(&self) -> Result<Vec<Plan>, Error> {
@@ -85,14 +115,10 @@ impl Collector {
             .map_err(|panic| Error::failed(panic.to_string()))?
             .map_err(internal)?;
         let mut plans = self.plans().await?;
-        let tallies = self.live.meta.tallies().map_err(internal)?;
-        let live_bytes = |plan: &Plan| {
-            let placed = tallies.iter().find(|(bit, _)| *bit == plan.bit).map_or(0, |(_, tally)| tally.placed_bytes);
-            placed.saturating_sub(plan.now.bytes + plan.later.bytes)
-        };
+        let live_bytes = self.live.meta.live_sums().map_err(internal)?.live_bytes;
         let wants = |plan: &&Plan| match asked {
             true => plan.by_checkpoints.chunks > 0,
-            false => plan.wants_checkpoints(live_bytes(plan)),
+            false => plan.wants_checkpoints(live_bytes, self.slack),
         };
         let wanting: Vec<TargetBit> = plans.iter().filter(wants).map(|plan| plan.bit).collect();
         if !wanting.is_empty() {

@@ -37,13 +37,15 @@ use super::targets::{self, LiveTargets};
 use super::tasks::Tasks;
 use super::upkeep::{Full, Resyncs, Upkeep};
 use super::verify::{self, Verified};
-use super::{live_set, log, mountpoint, store, systemd, unmount};
+use super::{compacting, live_set, log, mountpoint, store, systemd, unmount};
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::ChunkFiles;
 use crate::chunk::lease;
 use crate::chunk::open::OpenFiles;
 use crate::chunk::space::{self, Space};
 use crate::clock;
+use crate::compaction::Compactor;
+use crate::compaction::rewrite::Rewriter;
 use crate::config::{self, Config};
 use crate::control::registry::{Entry, Registered, Registry};
 use crate::control::server::Server;
@@ -247,6 +249,14 @@ impl Daemon {
         }
         let panics = Arc::new(AtomicU64::new(0));
         let noticed = Noticed::new(report.lost, fetcher.clone(), panics.clone(), live_set.notes);
+        let rewriter = Rewriter {
+            meta: meta.clone(),
+            open_files: open_files.clone(),
+            space: space.clone(),
+            evictor: evictor.clone(),
+            fetcher: fetcher.clone(),
+        };
+        let compactor = Compactor::new(meta.clone(), rewriter, compacting::policy(&config.compaction, chunk_size));
         let live = Arc::new(Live {
             meta: meta.clone(),
             files: files.clone(),
@@ -256,6 +266,8 @@ impl Daemon {
             late: Late::default(),
             resyncs: Resyncs::default(),
             verified: Verified::default(),
+            compaction: compactor.seen(),
+            chunk_size,
         });
         let list = rows.iter().zip(targets).map(|(row, target)| targets::Entry { bit: row.bit, target }).collect();
         let live_targets = Arc::new(LiveTargets::new(
@@ -284,9 +296,14 @@ impl Daemon {
                 full: Full { on_full: config.cache.on_full, min_copies: config.cache.min_copies },
             };
             tasks.spawn("upkeep", move |stop| upkeep.run(stop)).map_err(threads_failed)?;
+            if config.compaction.enabled {
+                let quiet = config.compaction.quiet;
+                let work = move |stop: &AtomicBool| compacting::run(compactor, quiet, stop);
+                tasks.spawn("compaction", work).map_err(threads_failed)?;
+            }
         }
 
-        let collector = Arc::new(Collector::new(live.clone(), config.gc.grace));
+        let collector = Arc::new(Collector::new(live.clone(), config.gc.grace, 2 * config.compaction.min_garbage));
         let ending = Arc::new(Ending::new(if read_only { Duration::ZERO } else { config.shutdown_timeout }));
         let server = {
             let _runtime = runtime.enter();

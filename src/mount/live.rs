@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::acknowledge::Late;
 use super::answers;
 use super::attention::{self, Noticed};
@@ -10,8 +12,9 @@ use super::replication::Replication;
 use super::upkeep::Resyncs;
 use super::verify::Verified;
 use crate::chunk::space::Space;
+use crate::compaction;
 use crate::control::Error;
-use crate::control::status::{Attention, AttentionKind, Cache, Health};
+use crate::control::status::{Attention, AttentionKind, Cache, Garbage, Health};
 use crate::id::{InodeId, Seq, TargetBit};
 use crate::meta::Meta;
 use crate::meta::resync::Lacking;
@@ -29,6 +32,9 @@ pub struct Live {
     pub late: Late,
     pub resyncs: Resyncs,
     pub verified: Verified,
+    pub compaction: Arc<Mutex<compaction::Seen>>,
+    /// Bytes of a full chunk.
+    pub chunk_size: u64,
 }
 
 impl Parts for Live {
@@ -90,6 +96,21 @@ impl Parts for Live {
         let unreliable = |hint| attention::attention(AttentionKind::Unreliable, hint);
         all.extend(self.verified.complaints().into_iter().map(unreliable));
         all
+    }
+
+    fn garbage(&self) -> Result<Garbage, Error> {
+        let sums = self.meta.live_sums().map_err(|e| Error::failed(e.to_string()))?;
+        let seen = self.compaction.lock().clone();
+        Ok(Garbage {
+            chunk_bytes: sums.alive_bytes,
+            live_bytes: sums.live_bytes,
+            sparse_chunks: seen.sparse_chunks,
+            sparse_bytes: seen.sparse_bytes,
+            sparse_live_bytes: seen.live_bytes,
+            scattered_areas: seen.areas,
+            held: seen.held,
+            rewritten_bytes: seen.new_bytes,
+        })
     }
 }
 

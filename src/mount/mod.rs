@@ -11,6 +11,7 @@ pub mod attention;
 pub mod background;
 pub mod bandwidth;
 pub mod collector;
+mod compacting;
 pub mod daemon;
 pub mod drain;
 pub mod ending;

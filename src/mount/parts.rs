@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::control::Error;
-use crate::control::status::{Attention, Cache, Health};
+use crate::control::status::{Attention, Cache, Garbage, Health};
 use crate::id::{InodeId, Seq, TargetBit};
 use crate::meta::Meta;
 use crate::meta::resync::Lacking;
@@ -53,6 +53,11 @@ pub trait Parts: Send + Sync {
 
     /// What an operator should look at.
     fn attention(&self) -> Vec<Attention>;
+
+    /// What compaction has to do.
+    fn garbage(&self) -> Result<Garbage, Error> {
+        Ok(Garbage::default())
+    }
 }
 
 #[cfg(test)]

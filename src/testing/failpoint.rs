@@ -92,6 +92,14 @@ points! {
     Unmount = "unmount",
     /// A restore has written metadata, nothing says that it is whole.
     Restore = "restore",
+    /// A new chunk of a rewrite is on disk, no row knows it (S10).
+    RepackFile = "repack_file",
+    /// The first references of a rewrite have moved, others have not (O5).
+    Repack = "repack",
+    /// Bits of garbage are taken durably, no DELETE is sent (T9).
+    Deletion = "deletion",
+    /// DELETEs of garbage are answered, that is not noted (T9).
+    Deleted = "deleted",
     /// `fdatasync` of a staged file.
     SyncStaged = "sync_staged",
     /// `fdatasync` of a range record.

@@ -6,7 +6,7 @@ use crate::support::mounted::{Mounted, Place, wait_for};
 use crate::support::run::{Finished, finish, shell};
 use crate::support::tree::{self, Depth, Tree, assert_same, noise};
 
-fn read(place: &Place) -> Tree {
+pub(super) fn read(place: &Place) -> Tree {
     tree::read(&place.mnt(), Depth::Restored)
 }
 
@@ -16,7 +16,7 @@ fn target(place: &Place, name: &str, arguments: &[&str]) -> Finished {
 }
 
 #[track_caller]
-fn done(finished: Finished) -> String {
+pub(super) fn done(finished: Finished) -> String {
     assert_eq!(finished.code, 0, "{}\n{}", finished.stdout, finished.stderr);
     finished.stdout
 }
@@ -40,25 +40,25 @@ fn names(mounted: &Mounted<'_>) -> Vec<String> {
     status["targets"].as_array().unwrap().iter().map(|target| target["name"].as_str().unwrap().to_owned()).collect()
 }
 
-fn follows(mounted: &Mounted<'_>, name: &str) {
+pub(super) fn follows(mounted: &Mounted<'_>, name: &str) {
     wait_for(&format!("{name} follows"), || status_of(mounted, name)["mode"] == "follow");
 }
 
-fn whole(mounted: &Mounted<'_>) {
+pub(super) fn whole(mounted: &Mounted<'_>) {
     wait_for("every target is whole", || mounted.status()["safe"] == true);
 }
 
-fn unplug(place: &Place, name: &str) {
+pub(super) fn unplug(place: &Place, name: &str) {
     std::fs::rename(place.path(name), place.path(&format!("{name} is away"))).unwrap();
 }
 
-fn plug(place: &Place, name: &str) {
+pub(super) fn plug(place: &Place, name: &str) {
     std::fs::rename(place.path(&format!("{name} is away")), place.path(name)).unwrap();
 }
 
 /// Each of these directories alone gives `expected`.
 #[track_caller]
-fn each_alone(place: &Place, dirs: &[&str], expected: &Tree) {
+pub(super) fn each_alone(place: &Place, dirs: &[&str], expected: &Tree) {
     for dir in dirs {
         for other in dirs.iter().filter(|other| *other != dir) {
             unplug(place, other);
@@ -91,7 +91,7 @@ fn fill(place: &Place, name: &str, seed: u64) {
     }
 }
 
-fn chunk_bytes(dir: &Path) -> u64 {
+pub(super) fn chunk_bytes(dir: &Path) -> u64 {
     let mut bytes = 0;
     for folder in std::fs::read_dir(dir.join("chunks")).unwrap() {
         for chunk in std::fs::read_dir(folder.unwrap().path()).unwrap() {
@@ -102,7 +102,7 @@ fn chunk_bytes(dir: &Path) -> u64 {
 }
 
 /// A mount with a configuration file that begins with `settings` and names these targets.
-fn configured(place: &mut Place, settings: &str, targets: &[&str]) {
+pub(super) fn configured(place: &mut Place, settings: &str, targets: &[&str]) {
     write_config(place, settings, targets);
     place.use_config(&place.path("fs.toml"));
 }

@@ -45,6 +45,11 @@ impl Place {
         self.environment.push((name.into(), value.into()));
     }
 
+    /// Takes a variable out of the program's environment again.
+    pub fn unset_env(&mut self, name: &str) {
+        self.environment.retain(|(known, _)| known != name);
+    }
+
     /// The program with the environment of this place.
     pub fn tandemfs(&self) -> Command {
         let mut command = tandemfs();
