@@ -128,7 +128,7 @@ impl Rewriter {
     fn collect(&self, source: &Source, into: &mut [u8]) -> Result<Option<(ChunkHash, u64)>, Error> {
         let Some(sources) = self.meta.chunk_sources(source.chunk)? else { return Ok(None) };
         let (_, _, mount) = self.meta.writer_identity()?;
-        let (local, findings) = source::open(self.open_files.files(), mount, &sources);
+        let (local, findings) = source::open(&mut source::Files::new(self.open_files.files()), mount, &sources);
         for finding in findings {
             tracing::error!(%finding, "a local copy is wrong; another is used for its new chunk");
         }

@@ -18,6 +18,7 @@ use crate::meta::slot::SlotRequest;
 use crate::meta::target::{Configured, Mode};
 use crate::meta::{Created, journal, testing};
 use crate::read::{Fetcher, Outcome as Read, Reader, Source};
+use crate::replication::source;
 use crate::target::memory::MemoryTarget;
 use crate::target::{DynTarget, Existing};
 use crate::write::iomode::Wish;
@@ -195,7 +196,8 @@ impl World {
                 self.meta.release(&page.unneeded).unwrap();
                 for chunk in &page.chunks {
                     let sources = self.meta.chunk_sources(chunk.id).unwrap().unwrap();
-                    let (local, _) = crate::replication::source::open(self.open_files.files(), 99, &sources);
+                    let mut files = source::Files::new(self.open_files.files());
+                    let (local, _) = source::open(&mut files, 99, &sources);
                     let body = match local {
                         Some(checked) => checked.into_body(),
                         None => self.anywhere(chunk.hash).into(),
