@@ -184,7 +184,7 @@ impl World {
 
     fn settle(&self) {
         assert!(self.files.wait_settled(clock::instant() + Duration::from_secs(60)), "sessions are committed");
-        self.evictor.round(&AtomicBool::new(false)).unwrap();
+        self.evictor.round(&AtomicBool::new(false), &|| false).unwrap();
     }
 
     /// Places what targets lack and ships all records to those that are up, as far as chunks allow.

@@ -325,6 +325,14 @@ impl Tx<'_> {
             .query_row([chunk], |row| Ok((row.get(0)?, row.get::<_, i64>(1)? as u64)))?)
     }
 
+    /// As [`Tx::store_chunk`], and counted at once.
+    pub(super) fn store_one_chunk(&mut self, hash: ChunkHash, length: u64) -> Result<ChunkId> {
+        let mut inserted = Inserted::default();
+        let id = self.store_chunk(hash, length, &mut inserted)?;
+        inserted.apply(self)?;
+        Ok(id)
+    }
+
     /// The row of a chunk, made if it is new. The caller adds references in the same transaction, which revive a dead one.
     fn store_chunk(&mut self, hash: ChunkHash, length: u64, inserted: &mut Inserted) -> Result<ChunkId> {
         let known: Option<(ChunkId, i64, bool)> = self

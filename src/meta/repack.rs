@@ -214,7 +214,7 @@ impl Tx<'_> {
         let moved = self.move_references(from, None, moves, &mut deltas, |tx, _| match made {
             Some(id) => Ok(id),
             None => {
-                let id = tx.store_chunk(into.hash, into.length)?;
+                let id = tx.store_one_chunk(into.hash, into.length)?;
                 tx.fetched(id, &into.file, into.length, into.crc32c)?;
                 Ok(*made.insert(id))
             }
@@ -264,7 +264,7 @@ impl Tx<'_> {
                 continue;
             }
             let moved =
-                self.move_references(from, Some(manifest), &moves, deltas, |tx, _| tx.store_chunk(hash, length))?;
+                self.move_references(from, Some(manifest), &moves, deltas, |tx, _| tx.store_one_chunk(hash, length))?;
             if moved > 0 {
                 self.repacks_of(hash, seq, &mut due)?;
             }
