@@ -1,7 +1,8 @@
 //! The only reader of time.
 //!
-//! Owns: wall-clock timestamps, as files carry them, and the monotonic time that deadlines and pacing use.
-//! Does not own: what is done at which time. Pure modules take a time as a parameter.
+//! Owns: wall-clock timestamps, as files carry them, the monotonic time that deadlines and pacing use, and how long the
+//! machine has been up.
+//! Does not own: what is done at which time. Pure modules take a time as a parameter. Spans that outlive a mount: `meta::steady`.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
@@ -120,7 +121,35 @@ impl Sub<Duration> for Instant {
 
 /// Returns the wall-clock time.
 pub fn now() -> Timestamp {
-    std::time::SystemTime::now().into()
+    let now = Timestamp::from(std::time::SystemTime::now());
+    Timestamp { secs: now.secs.saturating_add(jumped()), ..now }
+}
+
+/// Names a file with the number of seconds by which the wall clock is wrong: a test lets it jump. Not in release builds.
+pub const JUMP_VARIABLE: &str = "TANDEMFS_CLOCK_JUMP";
+
+#[cfg(debug_assertions)]
+fn jumped() -> i64 {
+    static FILE: std::sync::OnceLock<Option<std::path::PathBuf>> = std::sync::OnceLock::new();
+    let Some(file) = FILE.get_or_init(|| std::env::var_os(JUMP_VARIABLE).map(Into::into)) else { return 0 };
+    std::fs::read_to_string(file).ok().and_then(|seconds| seconds.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(not(debug_assertions))]
+fn jumped() -> i64 {
+    0
+}
+
+/// Returns for how long the machine has been up, times of sleep included. No setting of the wall clock moves it; it begins
+/// anew with each boot.
+pub fn uptime() -> Duration {
+    let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(up.tv_sec.max(0) as u64, u32::try_from(up.tv_nsec).unwrap_or(0))
+}
+
+/// Returns which boot of the machine this is, as the kernel names it.
+pub fn boot_id() -> std::io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 /// Returns the minute of the day in local time, 0 … 1,439.

@@ -33,6 +33,18 @@ impl Reserve {
         }
     }
 
+    /// Tries whether `bytes` bytes can be had now; `None`: they cannot. A filesystem that does not preallocate has them.
+    pub fn find_room(state_dir: &Path, bytes: u64) -> io::Result<Option<()>> {
+        let path = state_dir.join("room");
+        let found = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let found = found.and_then(|file| Ok(fallocate(&file, FallocateFlags::empty(), 0, bytes)?));
+        let removed = std::fs::remove_file(&path);
+        match found.map_err(|error| error.raw_os_error()) {
+            Err(Some(libc::ENOSPC | libc::EDQUOT)) => Ok(None),
+            _ => removed.map(Some),
+        }
+    }
+
     /// The reserve in `state_dir`, of `bytes` bytes; none of it is allocated yet, or all of it from an earlier mount.
     pub fn new(state_dir: &Path, bytes: u64) -> Reserve {
         let path = state_dir.join(NAME);
@@ -94,6 +106,8 @@ mod tests {
         assert!(blocks() >= 1 << 20, "room that nobody else can take");
         assert!(Reserve::new(dir.path(), 1 << 20).is_held());
         assert!(!Reserve::new(dir.path(), 1 << 21).is_held(), "another size is asked for");
+        assert_eq!(Reserve::find_room(dir.path(), 1 << 20).unwrap(), Some(()));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(reserve.release().unwrap());
         assert_eq!(blocks(), 0);
         assert!(!reserve.release().unwrap());

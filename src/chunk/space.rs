@@ -11,14 +11,19 @@
 //!        go         evict       writes wait      the reserve is given up: room for metadata, placing and deletes
 //!                               (and until the reserve is whole again)
 //! ```
+//!
+//! A disk may refuse bytes while it says that there is room: a quota. Then a share of the cache goes, and the reserve is not
+//! made again for a while.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::reserve::Reserve;
+use crate::clock::{self, Instant};
 
 /// The longest delay of a write before the limit is reached.
 const DELAY_MAX: Duration = Duration::from_millis(200);
@@ -38,6 +43,11 @@ const RESERVE_SHARE: u64 = 8;
 const START_MIN: u64 = 16 << 20;
 /// Of inodes of the state filesystem, this share is kept free by evicting.
 const INODES_SHARE: u64 = 50;
+/// Of the cache, this share is evicted when the disk refuses what it seems to have room for, and so many bytes at least.
+const DENIED_SHARE: u64 = 16;
+const DENIED_MIN: u64 = 16 << 20;
+/// For so long a refusal counts.
+const DENIED_FOR: Duration = Duration::from_secs(10);
 
 /// What a write has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +70,11 @@ pub struct Space {
     free: AtomicU64,
     /// Few inodes of the state filesystem were free when last asked.
     inodes_short: AtomicBool,
+    /// Bytes to be evicted since the disk refused some, whatever it says is free.
+    to_free: AtomicI64,
+    /// Until then what the disk refused last counts.
+    denied_until: Mutex<Instant>,
+    denied_for: Duration,
     wait: Duration,
     reserve: Reserve,
     /// Of a reserve that cannot be made (not every filesystem preallocates) is told once.
@@ -93,6 +108,9 @@ impl Space {
             used: AtomicI64::new(used as i64),
             free: AtomicU64::new(u64::MAX),
             inodes_short: AtomicBool::new(false),
+            to_free: AtomicI64::new(0),
+            denied_until: Mutex::new(Instant::START),
+            denied_for: DENIED_FOR,
             wait: Duration::from_secs(10),
             reserve: Reserve::new(state_dir, reserve),
             complained: AtomicBool::new(false),
@@ -120,11 +138,15 @@ impl Space {
     pub fn tend(&self) {
         self.sample();
         let free = self.free.load(Ordering::Relaxed);
+        let denied = self.is_denied();
+        if !denied {
+            self.to_free.store(0, Ordering::Relaxed);
+        }
         if self.reserve.is_held() {
             if free < self.limits.free_min / 2 {
                 self.give_up_reserve();
             }
-        } else if free >= self.limits.free_min.saturating_mul(2).saturating_add(self.reserve.bytes()) {
+        } else if !denied && free >= self.limits.free_min.saturating_mul(2).saturating_add(self.reserve.bytes()) {
             match self.reserve.make() {
                 Ok(()) if self.reserve.bytes() > 0 => self.sample(),
                 Ok(()) => {}
@@ -144,20 +166,49 @@ impl Space {
     }
 
     /// A transaction found the disk full: metadata gets the reserve, writers wait until it is whole again.
-    pub fn found_full(&self) {
-        self.give_up_reserve();
+    pub fn found_full(&self, by_quota: bool) {
+        if self.give_up_reserve() && by_quota {
+            // What a file held counts for some quotas (btrfs) until the change is on disk.
+            let synced = std::fs::File::open(&self.state_dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
+            if let Err(error) = synced {
+                tracing::warn!(%error, "the state filesystem could not be synced");
+            }
+        }
         self.sample();
+        self.denied();
+    }
+
+    /// The disk refused bytes: some of the cache goes, even if the disk says that there is room (a quota).
+    pub fn denied(&self) {
+        *self.denied_until.lock() = clock::instant() + self.denied_for;
+        self.to_free.store((self.used() / DENIED_SHARE).max(DENIED_MIN) as i64, Ordering::Relaxed);
         self.pressure.notify_one();
     }
 
-    fn give_up_reserve(&self) {
+    fn is_denied(&self) -> bool {
+        clock::instant() < *self.denied_until.lock()
+    }
+
+    /// True if so many bytes can fit at all, once everything that may go is gone.
+    pub fn could_hold(&self, bytes: u64) -> bool {
+        let disk = rustix::fs::statvfs(&self.state_dir);
+        let disk = disk.map_or(u64::MAX, |disk| disk.f_blocks.saturating_mul(disk.f_frsize));
+        bytes <= self.limits.used_max && bytes.saturating_add(self.free_min()) <= disk
+    }
+
+    /// True if there was one.
+    fn give_up_reserve(&self) -> bool {
         match self.reserve.release() {
             Ok(true) => {
                 tracing::warn!(bytes = self.reserve.bytes(), "the disk is full: the reserve goes to metadata");
                 self.sample();
+                true
             }
-            Ok(false) => {}
-            Err(error) => tracing::error!(%error, "the disk is full, and the reserve for metadata cannot be given up"),
+            Ok(false) => false,
+            Err(error) => {
+                tracing::error!(%error, "the disk is full, and the reserve for metadata cannot be given up");
+                false
+            }
         }
     }
 
@@ -172,6 +223,7 @@ impl Space {
     pub fn add(&self, bytes: i64) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
         if bytes < 0 {
+            self.to_free.fetch_add(bytes, Ordering::Relaxed);
             self.freed.notify_waiters();
         } else if self.wants_eviction() {
             self.pressure.notify_one();
@@ -211,7 +263,8 @@ impl Space {
     /// True if a program may be let write unseen (D2): nothing slows it down before the disk is full.
     pub fn has_room_to_spare(&self) -> bool {
         let limits = Limits { free_min: self.free_min(), ..self.limits };
-        has_room_to_spare(limits, self.used(), self.free.load(Ordering::Relaxed))
+        self.to_free.load(Ordering::Relaxed) <= 0
+            && has_room_to_spare(limits, self.used(), self.free.load(Ordering::Relaxed))
     }
 
     /// True while eviction should go on.
@@ -219,13 +272,16 @@ impl Space {
         self.used() > self.limits.used_max / 10 * 8
             || self.free.load(Ordering::Relaxed) < self.free_min().saturating_mul(2)
             || self.inodes_short.load(Ordering::Relaxed)
+            || self.to_free.load(Ordering::Relaxed) > 0
     }
 }
 
 /// Makes sure that a mount finds room for its first transactions on a disk that is full.
 pub fn room_to_start(state_dir: &Path) -> std::io::Result<()> {
     let disk = rustix::fs::statvfs(state_dir)?;
-    if disk.f_bavail.saturating_mul(disk.f_frsize) < START_MIN {
+    let short = disk.f_bavail.saturating_mul(disk.f_frsize) < START_MIN;
+    // Of a quota only a try tells.
+    if short || Reserve::find_room(state_dir, START_MIN)?.is_none() {
         Reserve::give_up(state_dir)?;
     }
     Ok(())
@@ -275,14 +331,40 @@ mod tests {
         assert_eq!(space.free_min(), 9 << 20, "before it is allocated");
         space.tend();
         assert_eq!(space.free_min(), 1 << 20);
-        space.found_full();
+        space.found_full(true);
         assert_eq!(space.free_min(), 9 << 20);
         assert!(!dir.path().join("reserve").exists());
+        space.tend();
+        assert!(
+            !dir.path().join("reserve").exists(),
+            "the disk said a moment ago that there is none: metadata goes first"
+        );
+        *space.denied_until.lock() = Instant::START;
         space.tend();
         assert!(dir.path().join("reserve").exists(), "made again, as there is room");
         let free = space.free.load(Ordering::Relaxed);
         assert_eq!(space.admit(free - (1 << 20)), Admission::Go);
         assert_eq!(space.admit(1), Admission::Full, "what was admitted counts before the next sample");
+    }
+
+    #[test]
+    fn d2_what_the_disk_refuses_is_evicted_for_a_while_whatever_it_says_is_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let space = Space::new(dir.path(), Limits { used_max: u64::MAX, free_min: 0 }, 1 << 30);
+        assert!(!space.wants_eviction());
+        space.denied();
+        assert!(space.wants_eviction() && !space.has_room_to_spare());
+        space.add(-(63 << 20));
+        assert!(space.wants_eviction(), "a sixteenth of the cache goes");
+        space.add(-(1 << 20));
+        assert!(!space.wants_eviction());
+        space.denied();
+        space.tend();
+        assert!(space.wants_eviction());
+        *space.denied_until.lock() = Instant::START;
+        space.tend();
+        assert!(!space.wants_eviction(), "nothing could be evicted, and it is long ago");
+        assert!(space.could_hold(1 << 20) && !space.could_hold(1 << 60));
     }
 
     #[test]

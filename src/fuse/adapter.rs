@@ -18,6 +18,7 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
     WriteFlags,
 };
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::attr::{GENERATION, TTL, file_attr, file_type, inode, no_entry, set_time};
@@ -29,7 +30,7 @@ use crate::meta::namespace::NAME_MAX;
 use crate::meta::xattr::SetMode;
 use crate::vfs::acknowledge::Flushed;
 use crate::vfs::attr::SetAttributes;
-use crate::vfs::io::NewFile;
+use crate::vfs::io::{NewFile, is_full};
 use crate::vfs::rename::RenameMode;
 use crate::vfs::{Attributes, Caller, Result, Vfs, statfs};
 
@@ -233,9 +234,19 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let set = SetAttributes { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
-        match self.run("setattr", |vfs| vfs.setattr(&caller(request), inode(ino), &set)) {
+        let (caller, ino) = (caller(request), inode(ino));
+        let setattr = move |vfs: &Vfs| vfs.setattr(&caller, ino, &set);
+        let done = catch(&self.panics, "setattr", || setattr(&self.vfs));
+        let answer = |done: Result<Attributes>| match done {
             Ok(attributes) => reply.attr(&TTL, &file_attr(&attributes)),
-            Err(errno) => reply.error(errno),
+            Err(error) => reply.error(errno(error)),
+        };
+        match done {
+            // A truncate makes a file. As with a write, there may be room soon.
+            Err(error) if set.size.is_some() && is_full(error) => {
+                self.later("setattr", self.vfs.clone().with_room(0, setattr), answer);
+            }
+            done => answer(done),
         }
     }
 
@@ -328,11 +339,21 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let mut opening = io::Opening::new(reply);
-        if let Err(errno) = self.run("open", |vfs| vfs.open(&caller(request), inode(ino), flags.0, &mut opening))
-            && let Some(reply) = opening.reply
-        {
-            reply.error(errno);
+        let (caller, ino) = (caller(request), inode(ino));
+        let opening = Arc::new(Mutex::new(io::Opening::new(reply)));
+        let opened = opening.clone();
+        let open = move |vfs: &Vfs| vfs.open(&caller, ino, flags.0, &mut *opened.lock());
+        let answer = move |done: Result<()>| {
+            if let (Err(error), Some(reply)) = (done, opening.lock().reply.take()) {
+                reply.error(errno(error));
+            }
+        };
+        match catch(&self.panics, "open", || open(&self.vfs)) {
+            // One that truncates makes a file.
+            Err(error) if flags.0 & libc::O_TRUNC != 0 && is_full(error) => {
+                self.later("open", self.vfs.clone().with_room(0, open), answer);
+            }
+            done => answer(done),
         }
     }
 
@@ -410,9 +431,14 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.reply_empty("fallocate", reply, |vfs| {
-            vfs.fallocate(inode(ino), offset..offset.saturating_add(length), mode)
-        });
+        let (ino, range) = (inode(ino), offset..offset.saturating_add(length));
+        match self.run("fallocate", |vfs| vfs.fallocate(ino, range.clone(), mode)) {
+            Ok(()) => reply.ok(),
+            Err(fuser::Errno::ENOSPC | fuser::Errno::EDQUOT) => {
+                self.reply_empty_later("fallocate", reply, self.vfs.clone().fallocate_later(ino, range, mode));
+            }
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn lseek(

@@ -12,6 +12,7 @@
 //! - A chunk may leave T when it was dead by S of the older checkpoint that is kept on T, so that no state which can be
 //!   restored from T names it; and when it has been dead for the grace period.
 //! - Put and delete of one chunk are one flight: while there is a row in `deletion`, nothing puts it there.
+//! - The grace period is counted in steady seconds (`meta::steady`): no clock that jumps makes it shorter or longer.
 //! - Crash: a bit that is gone with its object still there is deleted again; a DELETE of nothing is a success.
 
 use std::sync::Arc;
@@ -19,7 +20,6 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 
-use crate::clock;
 use crate::format::key;
 use crate::id::{ChunkHash, Seq, TargetBit};
 use crate::meta::gc::Amount;
@@ -192,6 +192,7 @@ pub async fn collect(
             return Err(Error::Fenced);
         }
         target.check_place().await?;
+        failpoint::pass(Point::GcBegun);
         let answers: Vec<(ChunkHash, target::Result<()>)> = stream::iter(batch)
             .map(|chunk| async move {
                 let key = key::chunk(chunk);
@@ -215,7 +216,8 @@ pub async fn collect(
         let done: Vec<ChunkHash> =
             answers.iter().filter(|(_, answer)| answer.is_ok()).map(|(chunk, _)| *chunk).collect();
         gone += done.len() as u64;
-        let (noting, now) = (Arc::clone(meta), clock::now().secs());
+        failpoint::pass(Point::GcDeleted);
+        let (noting, now) = (Arc::clone(meta), meta.steady_secs());
         blocking(move || noting.deletions_done(bit, &done, now)).await?;
         if let Some(error) = answers.into_iter().find_map(|(_, answer)| answer.err()) {
             return Err(error.into());

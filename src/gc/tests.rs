@@ -132,7 +132,7 @@ async fn t9_a_chunk_stays_for_the_time_of_grace_and_while_a_kept_checkpoint_may_
     assert!(world.memory.objects().contains_key(&key::chunk(live)));
     // Its row goes when its deletion is over.
     assert_eq!(world.rows(), 2);
-    let now = clock::now().secs() + SETTLE_SECS + 1;
+    let now = world.meta.steady_secs() + SETTLE_SECS + 1;
     world.round(now).await;
     assert_eq!(world.rows(), 1);
 
@@ -151,7 +151,7 @@ async fn t9_a_chunk_stays_for_the_time_of_grace_and_while_a_kept_checkpoint_may_
 async fn t9_after_any_amount_of_overwriting_what_is_stored_settles() {
     let mut world = World::new();
     let mut live: Vec<ChunkHash> = Vec::new();
-    let start = clock::now().secs();
+    let start = world.meta.steady_secs();
     let mut most = 0;
     for hour in 0..24 * 14 {
         let now = start + hour * HOUR;

@@ -22,12 +22,12 @@ pub struct Amount {
 }
 
 impl Meta {
-    /// Notes the journal head of this moment, in seconds since 1970. Notes from before `keep_from` go, but for the newest
-    /// of them.
+    /// Notes the journal head of this moment, in steady seconds (`steady`), and where these stand. Notes from before
+    /// `keep_from` go, but for the newest of them.
     pub fn note_time(&self, now: i64, keep_from: i64) -> Result<()> {
         let head = self.head();
         self.write(|tx| {
-            // A clock that was set back must not make anything look older than it is.
+            tx.note_steady(&self.steady)?;
             tx.conn().prepare_cached("INSERT OR IGNORE INTO seq_time VALUES (?1, ?2)")?.execute(params![head, now])?;
             tx.conn()
                 .prepare_cached(

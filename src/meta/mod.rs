@@ -49,6 +49,7 @@ pub mod session;
 pub mod share;
 pub mod shipping;
 pub mod slot;
+mod steady;
 mod store;
 pub mod target;
 pub mod target_set;
@@ -59,7 +60,7 @@ mod tree_tests;
 pub mod window;
 pub mod xattr;
 
-pub use store::{Created, Disk, Meta, Options, Tx, Usage};
+pub use store::{Created, Disk, Meta, Options, Tx, Usage, WhenFull};
 
 /// What can go wrong in the metadata store.
 #[derive(Debug, thiserror::Error)]
@@ -110,11 +111,19 @@ pub enum Error {
 }
 
 impl Error {
-    /// The disk is full, and nothing else is wrong.
+    /// The disk is full, or a quota is used up, and nothing else is wrong.
     pub fn is_full(&self) -> bool {
+        if self.is_quota() {
+            return true;
+        }
         let Error::Sqlite(rusqlite::Error::SqliteFailure(error, _)) = self else { return false };
         // Its shared memory is a file, too, which it lengthens before it writes.
         error.code == rusqlite::ErrorCode::DiskFull || error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE
+    }
+
+    /// A quota is used up.
+    pub fn is_quota(&self) -> bool {
+        matches!(self, Error::Refused(rustix::io::Errno::DQUOT))
     }
 
     /// The errno that a program gets for it (errno(3)).

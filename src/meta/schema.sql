@@ -3,7 +3,7 @@
 -- Shared tables: the filesystem itself. A checkpoint carries them (FORMATS.md, meta.sqlite), without the columns
 -- marked "local" and with `extent.ino` in place of `extent.manifest`.
 CREATE TABLE filesystem (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
-  -- filesystem (uuid), name, chunk_size (bytes), created; local: format ("1"), scrub.BIT (a pass that is under way), scrubbed.BIT (when the last one ended)
+  -- filesystem (uuid), name, chunk_size (bytes), created; local: format ("1"), scrub.BIT (a pass that is under way), scrubbed.BIT (when the last one ended), steady (meta::steady)
 CREATE TABLE inode (
   ino INTEGER PRIMARY KEY,
   mode INTEGER NOT NULL,                           -- st_mode with type bits
@@ -194,7 +194,7 @@ CREATE TABLE checkpoint (                                                       
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE deletion (                                                         -- chunks that are leaving a target (T9): its bit is gone already
   bit INTEGER NOT NULL, chunk_hash BLOB NOT NULL,
-  done_secs INTEGER,                               -- when the DELETE was answered; NULL = not yet
+  done_secs INTEGER,                               -- when the DELETE was answered, in steady seconds; NULL = not yet
   PRIMARY KEY (bit, chunk_hash)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE retired (bit INTEGER PRIMARY KEY) STRICT;                          -- of removed targets, until no chunk has the bit any more
@@ -203,7 +203,7 @@ CREATE TABLE target_change (                                                    
   uri TEXT,                                        -- as given, without secrets; NULL = the target was removed
   configured TEXT                                  -- what the configuration said for this name then; NULL = nothing
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE seq_time (seq INTEGER PRIMARY KEY, secs INTEGER NOT NULL) STRICT;  -- journal heads and when they were seen, for the grace period of GC
+CREATE TABLE seq_time (seq INTEGER PRIMARY KEY, secs INTEGER NOT NULL) STRICT;  -- journal heads and when they were seen, in steady seconds, for the grace period of GC
 CREATE TABLE repacked (                                                         -- repacks that an open slot, or a target, has not gone by yet (O5)
   seq INTEGER PRIMARY KEY,                         -- of the record
   from_hash BLOB NOT NULL,

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::cache::{Cache, Changes, Noted};
 use super::inode::Inode;
+use super::steady::Steady;
 use super::{Error, Result, log_writes, migrate};
 use crate::clock::Timestamp;
 use crate::id::{Epoch, FilesystemId, InodeId, ManifestId, Seq, WriterId};
@@ -71,6 +72,9 @@ pub struct Usage {
     /// Sum of the sizes of all files and symbolic links.
     pub bytes: u64,
 }
+
+/// Makes room when a transaction found none, for the reason given.
+pub type WhenFull = Box<dyn Fn(&Error) + Send + Sync>;
 
 /// Room on a disk, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +139,8 @@ pub struct Meta {
     usage: Mutex<Usage>,
     chunks: watch::Sender<u64>,
     placements: watch::Sender<u64>,
-    full: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    full: OnceLock<WhenFull>,
+    pub(super) steady: Steady,
     pub(super) cache: Cache,
 }
 
@@ -254,7 +259,7 @@ impl Meta {
             Meta::renew_log(&conn)?;
             conn
         };
-        let counters = read_counters(&conn)?;
+        let (counters, steady) = (read_counters(&conn)?, Steady::of(&conn)?);
         let wal_path = PathBuf::from(format!("{}-wal", path.display()));
         let wal = match File::open(&wal_path) {
             Ok(file) => Some(file),
@@ -268,6 +273,7 @@ impl Meta {
             chunks: watch::Sender::new(0),
             placements: watch::Sender::new(0),
             full: OnceLock::new(),
+            steady,
             cache: Cache::default(),
             writer: Mutex::new(Writer { conn, counters }),
             readers: Mutex::new(Vec::new()),
@@ -292,9 +298,10 @@ impl Meta {
         let (value, after, told, changes) = match writer.transact(&self.cache, body) {
             Ok(done) => done,
             Err(error) => {
+                let error = by_quota(&writer.conn, error);
                 drop(writer);
                 if let (true, Some(full)) = (error.is_full(), self.full.get()) {
-                    full();
+                    full(&error);
                 }
                 return Err(error);
             }
@@ -320,7 +327,7 @@ impl Meta {
 
     /// Says who makes room when a transaction finds none on the disk (D2): the next one may find some. The first word
     /// stands.
-    pub fn when_full(&self, make_room: Box<dyn Fn() + Send + Sync>) {
+    pub fn when_full(&self, make_room: WhenFull) {
         let _ = self.full.set(make_room);
     }
 
@@ -415,7 +422,7 @@ impl Meta {
         // PASSIVE never makes the foreground wait; the log is reused from its start once all of it is in the database.
         let moved = failpoint::check(Point::WalCheckpoint).map_err(|source| Error::Io { what: "test".into(), source });
         let moved = moved.and_then(|()| Ok(conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?));
-        if let Err(error) = moved {
+        if let Err(error) = moved.map_err(|error| by_quota(&conn, error)) {
             // It syncs the log before and the database after: as with a sync of ours, a second try would prove nothing.
             if !error.is_full() {
                 self.latch(format!("moving the metadata log into the database: {error}"));
@@ -644,6 +651,18 @@ fn reader(path: &Path) -> Result<Connection> {
     conn.pragma_update(None, "cache_size", -4 * 1024)?;
     conn.set_prepared_statement_cache_capacity(64);
     Ok(conn)
+}
+
+/// SQLite knows a full disk, and takes a quota that is used up for a disk that fails: the difference is in what the system
+/// said last.
+fn by_quota(conn: &Connection, error: Error) -> Error {
+    let Error::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) = &error else { return error };
+    if failure.code != rusqlite::ErrorCode::SystemIoFailure {
+        return error;
+    }
+    // SAFETY: the handle is that of an open connection, which only this thread uses now; the call reads a number of it.
+    let said = unsafe { rusqlite::ffi::sqlite3_system_errno(conn.handle()) };
+    if said == libc::EDQUOT { Error::Refused(rustix::io::Errno::DQUOT) } else { error }
 }
 
 fn read_counters(conn: &Connection) -> Result<Counters> {

@@ -99,6 +99,16 @@ fn target_status(
         None => (row.reason.clone(), None),
     };
     let caught_up = row.shipped_seq >= head;
+    // It holds everything that happened before the oldest record that it lacks.
+    let behind_since = match row.mode {
+        _ if caught_up => None,
+        // The journal does not reach back to what it lacks; what it held when it stopped following is noted.
+        target::Mode::Resync if row.whole_secs.is_some() => row.whole_secs,
+        _ => backlog.oldest.map(clock::Timestamp::secs),
+    };
+    let lag = |since: i64| parts.meta().age(row.shipped_seq.next(), now.secs().saturating_sub(since));
+    let lag_seconds = behind_since.map_or(Ok(0), lag).map_err(internal)?;
+    let whole_as_of = clock::Timestamp::new(now.secs().saturating_sub(lag_seconds as i64), 0).ok();
     Ok(status::Target {
         name: row.name.clone(),
         uri: row.uri.clone(),
@@ -111,26 +121,15 @@ fn target_status(
         },
         reason,
         hint,
-        // It holds everything that happened before the oldest record that it lacks.
-        whole_as_of: match backlog.oldest {
+        whole_as_of: match row.mode {
             _ if !row.initialised || (row.shipped_seq == Seq::ZERO && !caught_up) => None,
-            // The journal does not reach back to what it lacks; what it held when it stopped following is noted.
-            _ if row.mode == target::Mode::Resync && !caught_up => {
-                row.whole_secs.and_then(|secs| clock::Timestamp::new(secs, 0).ok()).map(crate::format::utc)
-            }
-            Some(oldest) if !caught_up => Some(crate::format::utc(oldest)),
-            _ => Some(crate::format::utc(now)),
+            target::Mode::Resync if row.whole_secs.is_none() && !caught_up => None,
+            _ => whole_as_of.map(crate::format::utc),
         },
         resync: resync.map(|(resync, _)| resync),
         pending_objects,
         pending_bytes,
-        lag_seconds: match (backlog.oldest, row.whole_secs) {
-            (_, Some(whole)) if row.mode == target::Mode::Resync && !caught_up => {
-                now.secs().saturating_sub(whole).max(0) as u64
-            }
-            (Some(oldest), _) if !caught_up => now.secs().saturating_sub(oldest.secs()).max(0) as u64,
-            _ => 0,
-        },
+        lag_seconds,
         placed_bytes: tally.placed_bytes,
         shipped_seq: row.shipped_seq.0,
         last_error,

@@ -39,6 +39,9 @@ impl Collector {
     /// Collects now and then until it is dropped.
     pub async fn run(self: Arc<Self>) {
         let every = (self.grace / 20).clamp(Duration::from_secs(1), Duration::from_secs(60));
+        // History is seen from the beginning of the mount on.
+        let (meta, grace) = (self.live.meta.clone(), self.grace);
+        let _ = tokio::task::spawn_blocking(move || gc::tick(&meta, meta.steady_secs(), grace)).await;
         loop {
             tokio::time::sleep(every).await;
             if let Err(error) = self.round(false).await {
@@ -101,7 +104,7 @@ impl Collector {
         let plans = tokio::task::spawn_blocking(move || {
             let rows = meta.targets()?;
             let due = rows.iter().filter(|row| gc::is_due(row));
-            due.map(|row| Plan::of(&meta, row, clock::now().secs(), grace)).collect::<meta::Result<Vec<_>>>()
+            due.map(|row| Plan::of(&meta, row, meta.steady_secs(), grace)).collect::<meta::Result<Vec<_>>>()
         });
         plans.await.map_err(|panic| Error::failed(panic.to_string()))?.map_err(internal)
     }
@@ -110,7 +113,7 @@ impl Collector {
     async fn round(&self, asked: bool) -> Result<Vec<(String, Result<u64, gc::Error>)>, Error> {
         let _one = self.running.lock().await;
         let (meta, grace) = (self.live.meta.clone(), self.grace);
-        tokio::task::spawn_blocking(move || gc::tick(&meta, clock::now().secs(), grace))
+        tokio::task::spawn_blocking(move || gc::tick(&meta, meta.steady_secs(), grace))
             .await
             .map_err(|panic| Error::failed(panic.to_string()))?
             .map_err(internal)?;

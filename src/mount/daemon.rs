@@ -171,7 +171,7 @@ impl Daemon {
             .zip(&targets)
             .map(|(row, target)| Asked { bit: row.bit, name: row.name.clone(), target: target.store.clone() })
             .collect();
-        let seen = survey(&runtime, &meta, &asked)?;
+        let seen = survey(&runtime, &meta, &asked, read_only)?;
         let boot_id = boot_id()?;
         let rebooted = begin(&meta, seen, &boot_id, read_only)?;
         if let Some(newborn) = newborn {
@@ -187,7 +187,7 @@ impl Daemon {
         let space = Arc::new(Space::reserved(&state_path, limit.unwrap_or(u64::MAX), used, reserve, wait));
         space.tend();
         let full = space.clone();
-        meta.when_full(Box::new(move || full.found_full()));
+        meta.when_full(Box::new(move |error| full.found_full(error.is_quota())));
         let evictor = Arc::new(Evictor::new(meta.clone(), open_files.clone(), space.clone()));
         let chunk_size = meta.chunk_size().map_err(internal)?;
         let (files, queue) = Files::new(write::Options {
@@ -515,11 +515,11 @@ fn register(meta: &Meta, targets: &[Target]) -> Result<Vec<TargetRow>, Error> {
 }
 
 /// Asks all targets who they are; a conflict refuses the mount (T7). Returns the highest epoch seen.
-fn survey(runtime: &Runtime, meta: &Meta, asked: &[Asked]) -> Result<Epoch, Error> {
+fn survey(runtime: &Runtime, meta: &Meta, asked: &[Asked], read_only: bool) -> Result<Epoch, Error> {
     let survey = runtime
         .block_on(contact::survey(meta, asked, SURVEY))
         .map_err(|e| Error::failed(format!("ask the targets who they are: {e}")))?;
-    let refusals = survey.refusals();
+    let refusals = if read_only { survey.refusals_to_read() } else { survey.refusals() };
     if refusals.is_empty() {
         return Ok(survey.seen);
     }
@@ -529,9 +529,7 @@ fn survey(runtime: &Runtime, meta: &Meta, asked: &[Asked]) -> Result<Epoch, Erro
 }
 
 fn boot_id() -> Result<String, Error> {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|id| id.trim().to_owned())
-        .map_err(|e| Error::failed(format!("read the boot id: {e}")))
+    clock::boot_id().map_err(|e| Error::failed(format!("read the boot id: {e}")))
 }
 
 /// Takes the epoch of this mount, if it may write. Returns true if the machine started anew since the last one.

@@ -17,7 +17,8 @@
 //! ```
 //!
 //! - At mount a conflict with one target refuses the mount, and nothing is written to any before all have answered or
-//!   timed out: the mount of an old copy of a state directory must not touch what the newer one wrote.
+//!   timed out: the mount of an old copy of a state directory must not touch what the newer one wrote. A read-only mount is
+//!   refused only where the place is another one.
 //! - A state directory that was restored from some targets meets the others later (D6). Their rows were made before anybody
 //!   asked them, with an id drawn at random: the id that is found there is the row's from then on.
 //! - A target that did not answer then is contacted later like any other; a conflict then fences that target alone.
@@ -172,11 +173,21 @@ pub enum Verdict {
     },
     /// Another filesystem, target, writer or history: nothing may be written.
     Conflict {
+        whom: Refused,
         /// What is wrong, with both sides.
         reason: String,
         /// What resolves it.
         hint: String,
     },
+}
+
+/// Whom a conflict keeps out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// Whoever mounts: it is another place than the one that is meant, or a restore from it would have had more.
+    Everybody,
+    /// Who would write: its history goes on after the one that is known here, or is another's.
+    Writers,
 }
 
 /// Collects what target `name` says. Reads only. An error: it cannot be asked now.
@@ -258,6 +269,7 @@ pub fn decide(name: &str, own: &Own, evidence: &Evidence) -> Verdict {
             None => format!("writer {writer}"),
         };
         return Verdict::Conflict {
+            whom: Refused::Writers,
             reason: format!(
                 "target {name:?} is written by {who} (epoch {epoch}); this state directory wrote last in epoch {}",
                 own.epoch
@@ -282,7 +294,7 @@ fn lacking(name: &str, own: &Own, standing: &Standing) -> Option<Verdict> {
             format!("target {name:?} may have changes that the restored state lacks: {why}")
         }
     };
-    Some(Verdict::Conflict { reason, hint: restore_too(name) })
+    Some(Verdict::Conflict { whom: Refused::Everybody, reason, hint: restore_too(name) })
 }
 
 fn restore_too(name: &str) -> String {
@@ -336,7 +348,7 @@ fn history(name: &str, own: &Own, segments: &[Seen]) -> Verdict {
             newest.place.n, newest.place.epoch, newest.place.writer
         ),
     };
-    Verdict::Conflict { reason, hint: resolve(name) }
+    Verdict::Conflict { whom: Refused::Writers, reason, hint: resolve(name) }
 }
 
 fn is(seen: &Seen, id: &SegmentId) -> bool {
@@ -527,13 +539,21 @@ pub struct Survey {
 impl Survey {
     /// The reasons (with hints) to refuse the mount.
     pub fn refusals(&self) -> Vec<(&str, &str)> {
-        self.answers
-            .iter()
-            .filter_map(|answer| match &answer.verdict {
-                Ok(Verdict::Conflict { reason, hint }) => Some((reason.as_str(), hint.as_str())),
-                _ => None,
-            })
-            .collect()
+        self.conflicts().map(|(_, reason, hint)| (reason, hint)).collect()
+    }
+
+    /// The reasons (with hints) to refuse a mount that writes nothing anywhere. A target may have gone on since the state
+    /// was restored from it, and goes on meanwhile: whoever tries a restore needs not stop what he tries to restore (D6).
+    pub fn refusals_to_read(&self) -> Vec<(&str, &str)> {
+        let refused = self.conflicts().filter(|(whom, ..)| *whom == Refused::Everybody);
+        refused.map(|(_, reason, hint)| (reason, hint)).collect()
+    }
+
+    fn conflicts(&self) -> impl Iterator<Item = (Refused, &str, &str)> {
+        self.answers.iter().filter_map(|answer| match &answer.verdict {
+            Ok(Verdict::Conflict { whom, reason, hint }) => Some((*whom, reason.as_str(), hint.as_str())),
+            _ => None,
+        })
     }
 }
 
@@ -575,6 +595,7 @@ fn refuse_same_place(answers: &mut [Answer]) {
         match met.iter().find(|(known, _)| known == id) {
             Some((_, other)) => {
                 answer.verdict = Ok(Verdict::Conflict {
+                    whom: Refused::Everybody,
                     reason: format!("targets {other:?} and {:?} are the same place", answer.name),
                     hint: "give each target a place of its own".into(),
                 });

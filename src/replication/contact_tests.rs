@@ -100,7 +100,7 @@ impl World {
 #[track_caller]
 fn conflict(verdict: Verdict) -> String {
     match verdict {
-        Verdict::Conflict { reason, hint } => {
+        Verdict::Conflict { reason, hint, .. } => {
             assert!(!hint.is_empty());
             reason
         }

@@ -396,7 +396,7 @@ impl Worker {
             Verdict::Ours if !own.cursor.initialised => self.shared.meta.set_initialised(self.bit)?,
             Verdict::Ours => {}
             Verdict::Blocked { reason, hint } => return Ok(Gate::Blocked { reason, hint }),
-            Verdict::Conflict { reason, hint } => return Ok(Gate::Fenced { reason, hint }),
+            Verdict::Conflict { reason, hint, .. } => return Ok(Gate::Fenced { reason, hint }),
         }
         let listed = stock::take(&self.shared, self.bit, &self.name, &self.target).await?;
         self.writers_listed = Some(clock::instant());

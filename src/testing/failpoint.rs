@@ -88,6 +88,10 @@ points! {
     Resync = "resync",
     /// A session of an earlier mount was recovered, the mount is not usable.
     Recovered = "recovered",
+    /// Chunks of a target lost their bits durably, no DELETE is sent.
+    GcBegun = "gc_begun",
+    /// DELETEs are answered, nothing says so.
+    GcDeleted = "gc_deleted",
     /// The kernel's mount is gone, targets are not drained.
     Unmount = "unmount",
     /// A restore has written metadata, nothing says that it is whole.

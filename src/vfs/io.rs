@@ -67,6 +67,16 @@ fn wish(flags: i32, fresh: bool) -> Wish {
     }
 }
 
+/// True if there is no room on the local disk, for now: it may come with patience ([`Vfs::with_room`]).
+pub fn is_full(error: Errno) -> bool {
+    matches!(error, Errno::NOSPC | Errno::DQUOT)
+}
+
+/// Bytes that `fallocate(2)` takes.
+fn room_for(range: &Range<u64>, mode: i32) -> u64 {
+    if mode & !libc::FALLOC_FL_KEEP_SIZE == 0 { range.end.saturating_sub(range.start) } else { 0 }
+}
+
 /// True if a handle may write.
 pub(super) fn writes(handle: u64) -> bool {
     Handle::from_number(handle).writes
@@ -124,36 +134,52 @@ impl Vfs {
         }
         match self.files().write(ino, offset, data).map_err(|error| errno("write", ino, &error)) {
             // The disk says it itself, or inodes or descriptors are short: eviction and sealing may help.
-            Err(Errno::NOSPC) => Ok(Written::Later),
+            Err(error) if is_full(error) => Ok(Written::Later),
             result => result.map(|()| Written::Done),
         }
     }
 
     /// Writes `data` at `offset` when there is space for it, or `ENOSPC`; syncs it if the handle says so.
     pub async fn write_later(self: Arc<Self>, ino: InodeId, handle: u64, offset: u64, data: Vec<u8>) -> Result<()> {
+        let bytes = data.len() as u64;
+        let write = move |vfs: &Vfs| vfs.files().write(ino, offset, &data).map_err(|error| errno("write", ino, &error));
+        self.clone().with_room(bytes, write).await?;
+        if Handle::from_number(handle).syncs { self.fsync_later(ino).await } else { Ok(()) }
+    }
+
+    /// Makes a change that found no room on the local disk, `bytes` of it content, when there is room; an error when that
+    /// takes too long. A change that fails so has changed nothing.
+    pub async fn with_room<T: Send + 'static>(
+        self: Arc<Self>,
+        bytes: u64,
+        mut change: impl FnMut(&Vfs) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let deadline = clock::instant() + self.space().wait();
-        let data = Arc::new(data);
         loop {
-            self.wait_for_space(data.len() as u64, deadline).await?;
-            let (vfs, data) = (self.clone(), data.clone());
-            let write = move || {
-                let written = vfs.files().write(ino, offset, &data).map_err(|error| errno("write", ino, &error));
-                if written == Err(Errno::NOSPC) {
+            if bytes > 0 {
+                self.wait_for_space(bytes, deadline).await?;
+            }
+            let vfs = self.clone();
+            let attempt = move || {
+                let mut changed = change(&vfs);
+                if changed.as_ref().is_err_and(|error| is_full(*error)) {
                     vfs.space().wanted();
-                    vfs.files().make_room().map_err(|error| errno("write", ino, &error))?;
+                    if let Err(error) = vfs.files().make_room() {
+                        changed = Err(errno("make room", InodeId::ROOT, &error));
+                    }
                 }
-                written
+                (change, changed)
             };
-            match tokio::task::spawn_blocking(write).await.unwrap_or(Err(Errno::IO)) {
-                Err(Errno::NOSPC) if clock::instant() < deadline => {
+            let (again, changed) = tokio::task::spawn_blocking(attempt).await.map_err(|_| Errno::IO)?;
+            match changed {
+                Err(error) if is_full(error) && clock::instant() < deadline => {
                     let freed = self.space().freed.notified();
                     let _ = tokio::time::timeout(SPACE_LOOK, freed).await;
                 }
-                Err(error) => return Err(error),
-                Ok(()) => break,
+                changed => return changed,
             }
+            change = again;
         }
-        if Handle::from_number(handle).syncs { self.fsync_later(ino).await } else { Ok(()) }
     }
 
     async fn wait_for_space(&self, bytes: u64, deadline: Instant) -> Result<()> {
@@ -194,8 +220,25 @@ impl Vfs {
         self.files().fsync(ino, deadline).map_err(|error| errno("fsync", ino, &error))
     }
 
-    /// `fallocate(2)`.
+    /// `fallocate(2)` when there is room for it; more than could ever be had is refused at once.
+    pub async fn fallocate_later(self: Arc<Self>, ino: InodeId, range: Range<u64>, mode: i32) -> Result<()> {
+        let takes = room_for(&range, mode);
+        if !self.space().could_hold(takes) {
+            return Err(Errno::NOSPC);
+        }
+        self.with_room(takes, move |vfs| vfs.fallocate_admitted(ino, range.clone(), mode)).await
+    }
+
+    /// `fallocate(2)`, if that takes no waiting.
     pub fn fallocate(&self, ino: InodeId, range: Range<u64>, mode: i32) -> Result<()> {
+        let takes = room_for(&range, mode);
+        if takes > 0 && self.space().admit(takes) == Admission::Full {
+            return Err(Errno::NOSPC);
+        }
+        self.fallocate_admitted(ino, range, mode)
+    }
+
+    fn fallocate_admitted(&self, ino: InodeId, range: Range<u64>, mode: i32) -> Result<()> {
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let operation = match mode & !libc::FALLOC_FL_KEEP_SIZE {
             0 => Fallocate::Allocate { keep_size },
@@ -203,10 +246,6 @@ impl Vfs {
             libc::FALLOC_FL_ZERO_RANGE => Fallocate::Zero { keep_size },
             _ => return Err(Errno::OPNOTSUPP),
         };
-        let grows = range.end.saturating_sub(range.start);
-        if matches!(operation, Fallocate::Allocate { .. }) && self.space().admit(grows) == Admission::Full {
-            return Err(Errno::NOSPC);
-        }
         self.files().fallocate(ino, range, operation).map_err(|error| errno("fallocate", ino, &error))
     }
 }

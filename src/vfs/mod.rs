@@ -107,9 +107,19 @@ impl Vfs {
         (self.meta.inode(inode.ino).unwrap_or(inode), None)
     }
 
-    /// Runs a transaction for an operation on `ino`.
-    fn write<T>(&self, operation: &str, ino: InodeId, body: impl FnOnce(&mut Tx<'_>) -> meta::Result<T>) -> Result<T> {
-        self.meta.write(body).map_err(|error| errno(operation, ino, &error))
+    /// Runs a transaction for an operation on `ino`; twice, if it finds the disk full: whoever finds it so makes the reserve
+    /// room for metadata (D2).
+    fn write<T>(
+        &self,
+        operation: &str,
+        ino: InodeId,
+        mut body: impl FnMut(&mut Tx<'_>) -> meta::Result<T>,
+    ) -> Result<T> {
+        let mut written = self.meta.write(&mut body);
+        if written.as_ref().is_err_and(meta::Error::is_full) {
+            written = self.meta.write(body);
+        }
+        written.map_err(|error| errno(operation, ino, &error))
     }
 }
 

@@ -395,6 +395,14 @@ impl Files {
         self.meta.latch(format!("{what}: {error}"));
     }
 
+    /// A system call failed that takes room on the disk.
+    pub(super) fn refused(&self, what: String, source: std::io::Error) -> Error {
+        if let Some(libc::ENOSPC | libc::EDQUOT) = source.raw_os_error() {
+            self.space.denied();
+        }
+        local_error(what, source)
+    }
+
     /// The number of the next session.
     pub(super) fn next_session(&self) -> SessionId {
         SessionId(self.next_session.fetch_add(1, Ordering::Relaxed))
@@ -424,7 +432,7 @@ impl Files {
                 attributes.size,
                 clock::instant(),
             )
-            .map_err(|source| local_error(format!("begin session {session} of inode {ino}"), source))?;
+            .map_err(|source| self.refused(format!("begin session {session} of inode {ino}"), source))?;
             staged.permit = Some(permit);
             state.attributes = Some(attributes);
             state.staged = Some(staged);

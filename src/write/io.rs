@@ -7,7 +7,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::files::{Files, local_error};
+use super::files::Files;
 use super::layers::{self, Source};
 use super::live::{Attributes, LiveFile, State};
 use super::ranges::RANGES_MAX;
@@ -54,7 +54,7 @@ impl Files {
             let (staged, attributes) = self.staged(ino, state)?;
             if let Err(error) = staged.write_at(offset, data) {
                 staged.take_back(attributes.size);
-                return Err(local_error(format!("write to inode {ino}"), error));
+                return Err(self.refused(format!("write to inode {ino}"), error));
             }
             let grown = staged.account(data.len() as u64);
             let now = clock::now();
@@ -62,7 +62,7 @@ impl Files {
             attributes.mtime = now;
             attributes.ctime = now;
             self.space.add(grown);
-            staged.changed_by_us().map_err(|e| local_error(format!("write to inode {ino}"), e))?;
+            staged.changed_by_us().map_err(|e| self.refused(format!("write to inode {ino}"), e))?;
             // D8: a session does not hold more ranges than this; one whose sync is under way goes on a little longer.
             if staged.ranges.len() > RANGES_MAX
                 && let Some(_syncing) = file.syncing.try_lock()
@@ -133,7 +133,7 @@ impl Files {
     }
 
     pub(super) fn set_size(&self, ino: InodeId, state: &mut State, size: u64, time: Timestamp) -> Result<()> {
-        let failed = |e| local_error(format!("truncate of inode {ino}"), e);
+        let failed = |e| self.refused(format!("truncate of inode {ino}"), e);
         let (staged, attributes) = self.staged(ino, state)?;
         staged.set_size(size).map_err(failed)?;
         *attributes = Attributes { size, mtime: time, ctime: time };
@@ -154,7 +154,7 @@ impl Files {
             }
             let (staged, attributes) = self.staged(ino, state)?;
             let size = attributes.size;
-            let failed = |e| local_error(format!("fallocate on inode {ino}"), e);
+            let failed = |e| self.refused(format!("fallocate on inode {ino}"), e);
             match mode {
                 Fallocate::Allocate { keep_size } => staged.allocate(range.clone(), keep_size).map_err(failed)?,
                 Fallocate::Zero { keep_size } => {

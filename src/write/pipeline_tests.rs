@@ -359,3 +359,34 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
         })
         .collect()
 }
+
+#[test]
+fn o1_a_file_without_a_name_keeps_its_session_however_many_ranges_it_has() {
+    let (_dir, mount) = mount();
+    let ino = mount.create(b"a");
+    mount.files.write(ino, 0, &[7; 100]).unwrap();
+    mount.close(ino);
+    mount.settle();
+    mount.open(ino);
+    mount
+        .meta
+        .write(|tx| {
+            let mut inode = meta::inode::Inode::get(tx.conn(), ino)?;
+            inode.nlink = 0;
+            inode.update(tx)
+        })
+        .unwrap();
+    mount.files.unnamed(ino);
+    // One more than a session holds, and one to begin another with.
+    for index in 0..super::ranges::RANGES_MAX as u64 + 2 {
+        mount.files.write(ino, 2 * index, &[9]).unwrap();
+    }
+    mount.settle();
+    let read = mount.read(ino, 0, 100);
+    assert_eq!(
+        (read[0], read[1], read[98], read[99]),
+        (9, 7, 9, 7),
+        "it takes no slot, and nobody would find its bytes again"
+    );
+    mount.release(ino);
+}

@@ -32,59 +32,103 @@ const EVERYDAY: &[Point] = &[
     Point::SegmentSent,
     Point::Recovered,
 ];
+/// Places that a target passes which comes late.
+const LATE: &[Point] = &[Point::CheckpointPart, Point::Complete, Point::Resync, Point::SegmentSent];
+/// Places of the collector.
+const COLLECTING: &[Point] = &[Point::GcBegun, Point::GcDeleted];
+/// Places with a test of their own, here.
+const ONCE: &[Point] = &[Point::Unmount, Point::Restore];
+/// Calls that fail in `disk_errors`; a kill there is one at the place before or after.
+const SYNCS: &[Point] =
+    &[Point::SyncStaged, Point::SyncRanges, Point::SyncEntry, Point::SyncSealed, Point::WalCheckpoint, Point::SyncWal];
 
 #[test]
-fn what_was_closed_survives_kill_9_wherever_it_strikes() {
-    let kills = setting("TANDEMFS_KILLS", 12);
-    let mut random = Random(seed("kills"));
-    let rig = Rig::new(&["a", "b"]);
-    let (mut start, mut past) = (Found::new(), Past::default());
-    let (mut struck, mut cuts) = (0, 0);
-    for round in 0..kills {
-        // Every second one at a failpoint, all of them in turn; the first of a short run differ from run to run.
-        let point = (round % 2 == 0).then(|| EVERYDAY[random.below(EVERYDAY.len() as u64) as usize]);
-        let failpoint = point.map(|point| format!("{}:{}", point.name(), 1 + random.below(12)));
+fn a_test_strikes_at_every_place() {
+    let struck = [EVERYDAY, LATE, COLLECTING, ONCE, SYNCS].concat();
+    for point in Point::ALL {
+        assert!(struck.contains(point), "no test kills at {:?}", point.name());
+    }
+}
+
+/// A mount that is killed again and again, and all that its files ever held.
+struct Killed {
+    rig: Rig,
+    random: Random,
+    start: Found,
+    past: Past,
+    rounds: u64,
+    cuts: u64,
+}
+
+impl Killed {
+    /// One more kill; returns whether it was at the failpoint. With `moment` that is as far away, at most; without, as far
+    /// as a workload lasts.
+    fn round(&mut self, point: Option<Point>, nth: u64, moment: Option<Duration>) -> bool {
+        let Killed { rig, random, start, past, rounds: round, cuts } = self;
+        let failpoint = point.map(|point| format!("{}:{nth}", point.name()));
         let what = format!("kill {round} at {}", failpoint.as_deref().unwrap_or("some moment"));
+        *round += 1;
         let Ok(mut daemon) = rig.try_mount(failpoint.as_deref()) else {
             // It died in its recovery. Once more, and with the same result (S7): the next round looks.
-            struck += 1;
             let daemon = rig.mount();
             let found = rig.scan(&daemon);
-            assert_same(&format!("{what}: a recovery that was interrupted changed something"), &start, &found);
+            assert_same(&format!("{what}: a recovery that was interrupted changed something"), start, &found);
             daemon.kill();
-            continue;
+            return true;
         };
-        let (child, log) = rig.workload(&mut random, 400, 1500);
-        let moment = match point {
-            Some(_) => Duration::from_millis(1500),
-            None => Duration::from_millis(random.below(900)),
-        };
-        daemon.wait_for(moment);
-        struck += u64::from(point.is_some() && daemon.has_ended());
+        let (child, log) = rig.workload(random, 400, 1500);
+        daemon.wait_for(moment.unwrap_or(Duration::from_secs(8)));
+        let struck = point.is_some() && daemon.has_ended();
         daemon.kill();
         let history = rig.history(child, &log);
-        past.note(&start, &history);
-        if round % 4 == 1 {
-            cuts += u64::from(rig.check_cut("b", &past));
+        past.note(start, &history);
+        if *round % 4 == 2 {
+            *cuts += u64::from(rig.check_cut("b", past));
         }
         let daemon = rig.mount();
         let found = rig.scan(&daemon);
-        rig.check(&what, &start, &history, &found, Crash::Kill);
-        if round % 5 == 4 {
+        rig.check(&what, start, &history, &found, Crash::Kill);
+        if *round % 5 == 0 {
             // Killed in the middle of recovery's work, once more.
             daemon.kill();
             let daemon = rig.mount();
             assert_same(&format!("{what}: the second recovery gives what the first gave"), &found, &rig.scan(&daemon));
             daemon.kill();
-        } else if round % 25 == 24 || round + 1 == kills {
+        } else if *round % 25 == 0 {
             rig.check_targets(daemon);
         } else {
             daemon.kill();
         }
-        start = found;
+        *start = found;
+        struck
     }
-    eprintln!("{kills} kills, {struck} of them at failpoints, {cuts} restores from a target as the crash left it");
-    assert!(struck > 0 || kills < 4, "failpoints strike");
+}
+
+#[test]
+fn what_was_closed_survives_kill_9_wherever_it_strikes() {
+    let kills = setting("TANDEMFS_KILLS", 4);
+    let random = Random(seed("kills"));
+    let rig = Rig::new(&["a", "b"]);
+    let mut killed = Killed { rig, random, start: Found::new(), past: Past::default(), rounds: 0, cuts: 0 };
+    // Each place once. One that was not passed in its round comes again: a recovery needs something to recover.
+    let mut waiting: std::collections::VecDeque<Point> = EVERYDAY.iter().copied().collect();
+    let mut struck = 0;
+    while let Some(point) = waiting.pop_front() {
+        assert!(killed.rounds < 8 * EVERYDAY.len() as u64, "nothing passes {:?}", point.name());
+        if killed.round(Some(point), 1, None) { struck += 1 } else { waiting.push_back(point) }
+    }
+    for _ in 0..kills {
+        // Every second one at a failpoint.
+        let point = (killed.rounds % 2 == 0).then(|| EVERYDAY[killed.random.below(EVERYDAY.len() as u64) as usize]);
+        let nth = 1 + killed.random.below(12);
+        let moment = if point.is_some() { 1500 } else { killed.random.below(900) };
+        struck += u64::from(killed.round(point, nth, Some(Duration::from_millis(moment))));
+    }
+    let Killed { rig, start, rounds, cuts, .. } = killed;
+    let daemon = rig.mount();
+    assert_same("at the end", &start, &rig.scan(&daemon));
+    rig.check_targets(daemon);
+    eprintln!("{rounds} kills, {struck} of them at failpoints, {cuts} restores from a target as the crash left it");
 }
 
 /// Makes a small tree, and one file larger than a chunk.
@@ -101,14 +145,13 @@ fn fill(rig: &Rig, daemon: &super::rig::Daemon, name: &str) {
 
 #[test]
 fn a_kill_while_a_late_target_is_brought_up_to_date_leaves_all_whole() {
-    let points = [Point::CheckpointPart, Point::Complete, Point::Resync, Point::SegmentSent];
     let mut rig = Rig::new(&["a"]);
     let daemon = rig.mount();
     fill(&rig, &daemon, "first");
     rig.umount(daemon);
     // The rows of the journal are gone by now: who comes later gets a checkpoint.
-    let rounds = if setting("TANDEMFS_KILLS", 0) > 0 { points.len() } else { 3 };
-    for (index, point) in points[..rounds].iter().enumerate() {
+    let rounds = if setting("TANDEMFS_KILLS", 0) > 0 { LATE.len() } else { 3 };
+    for (index, point) in LATE[..rounds].iter().enumerate() {
         let name = format!("late{index}");
         rig.targets.push((name.clone(), rig.base.join(&name)));
         let mut daemon = rig.try_mount(Some(point.name())).unwrap();
@@ -138,6 +181,52 @@ fn a_kill_between_unmounting_and_the_last_upload_loses_nothing() {
         crate::support::tree::assert_same("after the kill", &before, &super::rig::whole(&rig.mnt()));
     }
     rig.check_targets(daemon);
+}
+
+#[test]
+fn t9_a_kill_in_the_middle_of_gc_loses_nothing_and_garbage_goes_all_the_same() {
+    let mut rig = Rig::new(&["a", "b"]);
+    rig.settings = "chunk_size = \"64 KiB\"\n[gc]\ngrace = \"1s\"".into();
+    let gc = |rig: &Rig, daemon: &super::rig::Daemon| {
+        // What died with the newest record of all waits for one more.
+        let _watch = daemon.watch();
+        let _ = std::fs::write(rig.mnt().join("one more"), b"");
+        run(tandemfs().arg("gc").arg(rig.mnt()))
+    };
+    let overwrite = |rig: &Rig, daemon: &super::rig::Daemon, seed: u64| {
+        let _watch = daemon.watch();
+        for round in 0..2 {
+            std::fs::write(rig.mnt().join("f"), crate::support::tree::noise(seed + round, 300_000)).unwrap();
+            let flushed = run(tandemfs().arg("flush").arg(rig.mnt()).args(["--timeout", "100"]));
+            assert_eq!(flushed.code, 0, "{}", flushed.stderr);
+        }
+        std::fs::write(rig.mnt().join("one more"), b"").unwrap();
+    };
+    let stored = |rig: &Rig, target: &str| {
+        let chunks = rig.base.join(target).join("chunks");
+        let folders = std::fs::read_dir(chunks).unwrap().map(|folder| folder.unwrap().path());
+        let files = folders.flat_map(|folder| std::fs::read_dir(folder).unwrap());
+        files.map(|file| file.unwrap().metadata().unwrap().len()).sum::<u64>()
+    };
+    for (index, point) in COLLECTING.iter().enumerate() {
+        let mut daemon = rig.try_mount(Some(point.name())).unwrap();
+        overwrite(&rig, &daemon, 100 * index as u64);
+        let before = rig.scan(&daemon);
+        wait_until(&format!("{} strikes", point.name()), || {
+            let _ = gc(&rig, &daemon);
+            daemon.has_ended()
+        });
+        daemon.kill();
+        let daemon = rig.mount();
+        assert_same("after the kill", &before, &rig.scan(&daemon));
+        wait_until("garbage is gone", || {
+            let collected = gc(&rig, &daemon);
+            assert_eq!(collected.code, 0, "{}\n{}", collected.stderr, rig.log());
+            ["a", "b"].iter().all(|target| stored(&rig, target) < 400_000)
+        });
+        assert_same("after gc", &before, &rig.scan(&daemon));
+        rig.check_targets(daemon);
+    }
 }
 
 #[test]

@@ -134,8 +134,9 @@ fn cut_often(kind: &'static str, cuts: u64) {
             std::thread::sleep(Duration::from_millis(1));
         }
         stood += u64::from(marker.exists());
+        let told = std::fs::read_to_string(&log).unwrap_or_default();
         power_cut(&rig, &disk, daemon);
-        let history = rig.history(child, &log);
+        let history = rig.history(child, &log).told_by(&told);
         past.note(&start, &history);
         if round % 5 == 2 {
             rig.check_cut("a", &past);

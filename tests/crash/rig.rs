@@ -26,6 +26,8 @@ pub struct Rig {
     pub base: PathBuf,
     pub state: PathBuf,
     pub targets: Vec<(String, PathBuf)>,
+    /// TOML that mounts are made with.
+    pub settings: String,
     _dir: tempfile::TempDir,
 }
 
@@ -48,7 +50,7 @@ impl Rig {
         std::fs::create_dir(base.join("mnt")).unwrap();
         let disk = disk.map_or(base.clone(), Path::to_owned);
         let targets = targets.iter().map(|name| ((*name).to_owned(), disk.join(name))).collect();
-        Rig { state: disk.join("state"), base, targets, _dir: dir }
+        Rig { state: disk.join("state"), base, targets, settings: String::new(), _dir: dir }
     }
 
     pub fn mnt(&self) -> PathBuf {
@@ -64,9 +66,19 @@ impl Rig {
     pub fn mount_command(&self, mnt: &Path, state: &Path) -> Command {
         let mut command = tandemfs();
         command.arg("mount").arg(mnt).arg("--state-dir").arg(state);
-        for (name, _) in &self.targets {
-            command.arg("--target").arg(format!("{name}={}", self.uri(name)));
+        if self.settings.is_empty() {
+            for (name, _) in &self.targets {
+                command.arg("--target").arg(format!("{name}={}", self.uri(name)));
+            }
+            return command;
         }
+        let mut text = format!("{}\n", self.settings);
+        for (name, _) in &self.targets {
+            text += &format!("[target.{name}]\nuri = \"{}\"\n", self.uri(name));
+        }
+        let config = self.base.join("tandemfs.toml");
+        std::fs::write(&config, text).unwrap();
+        command.arg("--config").arg(config);
         command
     }
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use crate::support::mounted::{Mounted, Place, wait_for};
@@ -41,6 +42,30 @@ impl Disk {
             return None;
         }
         Some(Disk { mountpoint })
+    }
+
+    /// One where a quota, not the disk, says how much there is: of `mebibytes`, on a disk with room for more. Kernels can
+    /// be built without quotas of users and projects; this one's groups are always there.
+    fn with_quota(place: &Place, mebibytes: u64) -> Option<Disk> {
+        if !installed(&["mkfs.btrfs", "btrfs", "losetup"]) {
+            return None;
+        }
+        let (image, mountpoint) = (place.path("disk.img"), place.path("disk"));
+        File::create(&image).unwrap().set_len(1 << 30).unwrap();
+        program("mkfs.btrfs", ["-q".as_ref(), "-f".as_ref(), image.as_os_str()]);
+        std::fs::create_dir(&mountpoint).unwrap();
+        let mounted = finish(Command::new("mount").args(["-o", "loop"]).args([&image, &mountpoint]));
+        if mounted.code != 0 {
+            skipped(&format!("no btrfs on this machine: {}", mounted.stderr.trim()));
+            return None;
+        }
+        let disk = Disk { mountpoint };
+        let part = disk.mountpoint.join("part");
+        program("btrfs", ["quota".as_ref(), "enable".as_ref(), disk.mountpoint.as_os_str()]);
+        program("btrfs", ["subvolume".as_ref(), "create".as_ref(), part.as_os_str()]);
+        let limit = format!("{mebibytes}M");
+        program("btrfs", ["qgroup".as_ref(), "limit".as_ref(), limit.as_ref(), part.as_os_str()]);
+        Some(disk)
     }
 
     /// Another program takes all the room there is.
@@ -98,13 +123,24 @@ fn write(path: &Path, content: &[u8]) -> Result<(), Errno> {
     std::fs::write(path, content).map_err(|error| Errno::from_io_error(&error).unwrap())
 }
 
+/// `truncate(2)`, by name.
+fn truncate(path: &Path, size: i64) -> std::io::Result<()> {
+    let path = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str())).unwrap();
+    // SAFETY: the path ends with a zero byte and lives as long as the call.
+    if unsafe { libc::truncate(path.as_ptr(), size) } == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
 /// Writes files of this size until the first is refused; returns how many are there.
 fn write_until_full(mounted: &Mounted<'_>, size: usize, most: usize) -> usize {
+    write_until(mounted, size, most, Errno::NOSPC)
+}
+
+fn write_until(mounted: &Mounted<'_>, size: usize, most: usize, end: Errno) -> usize {
     for index in 0..most {
         match write(&mounted.path(&format!("f{index}")), &noise(index as u64 + 1, size)) {
             Ok(()) => {}
             Err(refused) => {
-                assert_eq!(refused, Errno::NOSPC);
+                assert_eq!(refused, end);
                 return index;
             }
         }
@@ -208,15 +244,101 @@ fn d2_without_inodes_writers_wait_for_eviction_and_then_get_enospc() {
 }
 
 #[test]
+fn d2_a_quota_that_is_used_up_is_a_full_disk() {
+    const SIZE: usize = 3 << 20;
+    let place = place("reserve = \"16 MiB\"\nwait = \"2s\"");
+    let Some(disk) = Disk::with_quota(&place, 128) else { return };
+    let mounted = place.mount_state("disk/part/state");
+    write(&mounted.path("before"), b"before").unwrap();
+    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    take_targets_away(&place);
+    let files = write_until(&mounted, SIZE, 80, Errno::DQUOT);
+    assert!(files >= 15, "{files} files fit");
+    everything_else_goes_on(&mounted, files, SIZE);
+    for index in 0..100 {
+        std::fs::create_dir(mounted.path(&format!("dir/d{index}"))).unwrap();
+    }
+    assert!(mounted.status()["attention"].as_array().unwrap().is_empty(), "{:#}", mounted.status());
+    // The daemon dies on the full disk, and the next one finds room to begin.
+    mounted.kill();
+    let mounted = place.mount_state("disk/part/state");
+    std::fs::remove_file(mounted.path("f2")).unwrap();
+    bring_targets_back(&place);
+    wait_for("there is room", || write(&mounted.path("after"), &noise(10, 3 * SIZE)).is_ok());
+    assert_eq!(mounted.command("flush", &["--timeout", "120"]).code, 0, "{}", mounted.log());
+    for index in [0, 1, 3, files - 1] {
+        let content = std::fs::read(mounted.path(&format!("f{index}"))).unwrap();
+        assert!(content == noise(index as u64 + 1, SIZE), "f{index}");
+    }
+    compare_with_targets(&place, mounted);
+    drop(disk);
+}
+
+#[test]
+fn d2_who_truncates_or_preallocates_waits_for_room_as_a_writer_does() {
+    let place = place("reserve = \"8 MiB\"\nwait = \"10m\"");
+    let Some(disk) = Disk::new(&place, 128, &["-N", "300"]) else { return };
+    let mounted = place.mount_state("disk/state");
+    write(&mounted.path("before"), b"before").unwrap();
+    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    take_targets_away(&place);
+    let mut files = 0;
+    // No writer waits yet: the last inode is taken by somebody else.
+    while rustix::fs::statvfs(&disk.mountpoint).unwrap().f_favail > 8 {
+        write(&mounted.path(&format!("f{files}")), &noise(files as u64 + 1, 1000)).unwrap();
+        files += 1;
+    }
+    let others: Vec<PathBuf> = (0..).map(|index| disk.mountpoint.join(format!("other{index}"))).take(100).collect();
+    let took = others.iter().take_while(|path| File::create(path).is_ok()).count();
+    assert!(took < others.len(), "no inode is left");
+    let path = |index: usize| mounted.path(&format!("f{index}"));
+    type Change = Box<dyn FnOnce() -> std::io::Result<()> + Send>;
+    let (emptied, cut, grown) = (path(0), path(1), File::options().write(true).open(path(2)).unwrap());
+    let changes: Vec<(&str, Change)> = vec![
+        ("O_TRUNC", Box::new(move || File::options().write(true).truncate(true).open(emptied).map(drop))),
+        ("truncate", Box::new(move || truncate(&cut, 10))),
+        ("fallocate", Box::new(move || Ok(rustix::fs::fallocate(&grown, FallocateFlags::empty(), 0, 50_000)?))),
+    ];
+    let (sender, ended) = std::sync::mpsc::channel();
+    let threads: Vec<_> = changes
+        .into_iter()
+        .map(|(name, change)| {
+            let sender = sender.clone();
+            std::thread::spawn(move || {
+                let _ = sender.send((name, change().map_err(|error| error.to_string())));
+            })
+        })
+        .collect();
+    // Who does not wait is refused at once; no thread of the mount waits with them.
+    let early = ended.recv_timeout(std::time::Duration::from_secs(1));
+    assert!(early.is_err(), "{early:?}");
+    assert!(std::fs::read(path(3)).unwrap() == noise(4, 1000));
+    std::fs::create_dir(mounted.path("dir")).unwrap();
+    bring_targets_back(&place);
+    for _ in 0..3 {
+        let (name, done) = ended.recv_timeout(std::time::Duration::from_secs(120)).expect("room comes, and they go on");
+        assert_eq!(done, Ok(()), "{name}");
+    }
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let sizes = [0, 1, 2].map(|index| std::fs::metadata(path(index)).unwrap().len());
+    assert_eq!(sizes, [0, 10, 50_000]);
+    for other in &others[..took] {
+        std::fs::remove_file(other).unwrap();
+    }
+    compare_with_targets(&place, mounted);
+    drop(disk);
+}
+
+#[test]
 fn more_files_are_open_and_written_to_than_there_are_descriptors() {
-    const FILES: usize = 300;
+    const FILES: usize = 1000;
     let place = place("");
     let mut command = Command::new("prlimit");
     if !installed(&["prlimit"]) {
         return;
     }
     let mount = place.mount_command("state");
-    command.arg("--nofile=160:160").arg(mount.get_program()).args(mount.get_args());
+    command.arg("--nofile=256:256").arg(mount.get_program()).args(mount.get_args());
     let started = finish(&mut command);
     assert_eq!(started.code, 0, "{}", started.stderr);
     let mounted = Mounted::found(&place, "state");

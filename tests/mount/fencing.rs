@@ -110,6 +110,30 @@ fn t7_a_state_directory_from_a_backup_is_refused_and_touches_nothing() {
     mounted.umount();
 }
 
+/// Whoever tries a restore needs not stop what he tries to restore.
+#[test]
+fn d6_a_restore_is_tried_read_only_while_its_target_goes_on() {
+    let place = Place::new(&["a"]);
+    let mounted = place.mount();
+    write(&place, "first", "1");
+    flush(&mounted, "all");
+    let tree = read(&place);
+    let mut drill = Place::new(&[]);
+    drill.add_target("a", &place.uri("a"));
+    assert_eq!(drill.restore("state", &[place.uri("a")]).code, 0);
+    write(&place, "second", "2");
+    flush(&mounted, "all");
+    let finished = finish(&mut drill.mount_command("state"));
+    refused(&finished, &["this state directory is older than target \"a\""]);
+    let tried = drill.mount_read_only("state");
+    assert_same("the drill", &tree, &read(&drill));
+    tried.umount();
+    write(&place, "third", "3");
+    flush(&mounted, "all");
+    assert_eq!(target(&mounted, "a")["mode"], "follow");
+    mounted.umount();
+}
+
 /// The copy is mounted while no target answers, so nobody refuses it; it takes the same epoch as the original.
 #[test]
 fn t7_a_stale_state_directory_that_was_mounted_without_targets_is_fenced_when_they_come() {

@@ -6,6 +6,7 @@ mod support;
 mod ack;
 mod adopted;
 mod cache;
+mod clocks;
 mod compaction;
 mod damage;
 mod disk_full;

@@ -4,7 +4,7 @@
 //! - A filesystem that was restored makes no directory by itself. It may well have had a target there, on a disk that is not
 //!   mounted now; a directory that somebody made, or an empty bucket, is his word that the target starts anew.
 
-use super::{Own, Verdict};
+use super::{Own, Refused, Verdict};
 use crate::format::superblock::Superblock;
 use crate::target::identity::Says;
 use crate::target::{Class, Kind};
@@ -116,5 +116,5 @@ const MISSING: &str = "mount it or make its bucket, it is tried again by itself;
                        from the others, then mount with this place empty";
 
 fn conflict(reason: String, hint: String) -> Place {
-    Place::Ends(Verdict::Conflict { reason, hint })
+    Place::Ends(Verdict::Conflict { whom: Refused::Everybody, reason, hint })
 }
