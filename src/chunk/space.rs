@@ -12,14 +12,15 @@
 //!                               (and until the reserve is whole again)
 //! ```
 //!
-//! A disk may refuse bytes while it says that there is room: a quota. Then a share of the cache goes, and the reserve is not
-//! made again for a while.
+//! A disk may refuse bytes while it says that there is room: a quota. Then a share of the cache goes; and if metadata found no
+//! room, writers wait until the reserve is whole again.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use tokio::sync::Notify;
 
 use super::reserve::Reserve;
@@ -72,6 +73,8 @@ pub struct Space {
     inodes_short: AtomicBool,
     /// Bytes to be evicted since the disk refused some, whatever it says is free.
     to_free: AtomicI64,
+    /// Metadata was refused by a quota, and has the reserve: it is made again before anybody writes.
+    by_quota: AtomicBool,
     /// Until then what the disk refused last counts.
     denied_until: Mutex<Instant>,
     denied_for: Duration,
@@ -109,6 +112,7 @@ impl Space {
             free: AtomicU64::new(u64::MAX),
             inodes_short: AtomicBool::new(false),
             to_free: AtomicI64::new(0),
+            by_quota: AtomicBool::new(false),
             denied_until: Mutex::new(Instant::START),
             denied_for: DENIED_FOR,
             wait: Duration::from_secs(10),
@@ -138,18 +142,20 @@ impl Space {
     pub fn tend(&self) {
         self.sample();
         let free = self.free.load(Ordering::Relaxed);
-        let denied = self.is_denied();
-        if !denied {
+        if !self.is_denied() {
             self.to_free.store(0, Ordering::Relaxed);
         }
+        let denied = self.to_free.load(Ordering::Relaxed) > 0;
         if self.reserve.is_held() {
             if free < self.limits.free_min / 2 {
                 self.give_up_reserve();
             }
         } else if !denied && free >= self.limits.free_min.saturating_mul(2).saturating_add(self.reserve.bytes()) {
             match self.reserve.make() {
-                Ok(()) if self.reserve.bytes() > 0 => self.sample(),
-                Ok(()) => {}
+                Ok(()) => {
+                    self.by_quota.store(false, Ordering::Relaxed);
+                    self.sample();
+                }
                 Err(error) => {
                     if !self.complained.swap(true, Ordering::Relaxed) {
                         tracing::warn!(%error, "no reserve for metadata can be allocated: as much is left free instead");
@@ -167,6 +173,7 @@ impl Space {
 
     /// A transaction found the disk full: metadata gets the reserve, writers wait until it is whole again.
     pub fn found_full(&self, by_quota: bool) {
+        self.by_quota.fetch_or(by_quota, Ordering::Relaxed);
         if self.give_up_reserve() && by_quota {
             // What a file held counts for some quotas (btrfs) until the change is on disk.
             let synced = std::fs::File::open(&self.state_dir).and_then(|dir| Ok(rustix::fs::syncfs(dir)?));
@@ -245,10 +252,18 @@ impl Space {
         self.wait
     }
 
+    /// What a write gets that waited for space in vain.
+    pub fn refusal(&self) -> Errno {
+        if self.by_quota.load(Ordering::Relaxed) { Errno::DQUOT } else { Errno::NOSPC }
+    }
+
     /// Decides on a write of `bytes` bytes.
     pub fn admit(&self, bytes: u64) -> Admission {
         let limits = Limits { free_min: self.free_min(), ..self.limits };
-        let admission = admit(limits, self.used(), self.free.load(Ordering::Relaxed), bytes);
+        let admission = match self.by_quota.load(Ordering::Relaxed) {
+            true => Admission::Full,
+            false => admit(limits, self.used(), self.free.load(Ordering::Relaxed), bytes),
+        };
         if admission != Admission::Go {
             self.pressure.notify_one();
         }
@@ -339,6 +354,7 @@ mod tests {
             !dir.path().join("reserve").exists(),
             "the disk said a moment ago that there is none: metadata goes first"
         );
+        assert_eq!((space.admit(1), space.refusal()), (Admission::Full, Errno::DQUOT), "writers do not take it");
         *space.denied_until.lock() = Instant::START;
         space.tend();
         assert!(dir.path().join("reserve").exists(), "made again, as there is room");

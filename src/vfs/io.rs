@@ -194,7 +194,7 @@ impl Vfs {
                 Admission::Full => {
                     let left = deadline.since(clock::instant());
                     if left.is_zero() {
-                        return Err(Errno::NOSPC);
+                        return Err(self.space().refusal());
                     }
                     // A timer beside the notice: space may come back without us (another program's file goes).
                     let _ = tokio::time::timeout(left.min(SPACE_LOOK), freed).await;

@@ -390,3 +390,46 @@ fn o1_a_file_without_a_name_keeps_its_session_however_many_ranges_it_has() {
     );
     mount.release(ino);
 }
+
+#[test]
+fn o4_an_edit_is_recorded_as_the_ranges_that_it_replaced() {
+    let (_dir, mount) = mount();
+    let ino = mount.create(b"a");
+    mount.files.write(ino, 0, &noise(3 * CHUNK as usize, 2)).unwrap();
+    mount.close(ino);
+    mount.settle();
+    mount.open(ino);
+    let edits = [100, 2 * CHUNK + 5_000];
+    for offset in edits {
+        mount.files.write(ino, offset, b"hello").unwrap();
+    }
+    mount.close(ino);
+    mount.settle();
+    let newest = "SELECT seq, body FROM journal WHERE kind = 2 ORDER BY seq DESC LIMIT 1";
+    let (seq, body): (crate::id::Seq, Vec<u8>) =
+        mount.meta.read(|conn| Ok(conn.query_row(newest, [], |row| Ok((row.get(0)?, row.get(1)?)))?)).unwrap();
+    let crate::format::record::Change::Content(content) = meta::journal::decode(seq, &body).unwrap().change else {
+        panic!("the newest record is no content");
+    };
+    assert!(!content.whole);
+    assert_eq!((content.extents.len(), content.chunks.len()), (2, 1), "{content:?}");
+    for (extent, edit) in content.extents.iter().zip(edits) {
+        let end = extent.offset + extent.length;
+        assert!(extent.offset <= edit && edit + 5 <= end && extent.length <= 8192, "{extent:?}");
+    }
+}
+
+#[test]
+fn p7_who_only_reads_sends_no_flush_and_keeps_the_kernels_pages() {
+    let (_dir, mount) = mount();
+    let ino = mount.create(b"a");
+    mount.close(ino);
+    let opened = |writes| {
+        let (wish, mut kernel) = (Wish { reads: true, writes, ..Wish::default() }, NoKernel::default());
+        mount.files.open(ino, InodeId::ROOT, &wish, None, &mut kernel).unwrap();
+        mount.release(ino);
+        kernel.opened.map(|opened| (opened.keep_cache, opened.noflush))
+    };
+    assert_eq!(opened(false), Some((true, true)));
+    assert_eq!(opened(true), Some((true, false)), "its close may fail, and says so");
+}

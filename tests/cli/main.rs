@@ -6,4 +6,5 @@ mod support;
 mod bad_input;
 mod demo;
 mod help;
+mod hygiene;
 mod status;
