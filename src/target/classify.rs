@@ -141,6 +141,7 @@ fn by_status(call: Call<'_>, error: &opendal::Error, notes: &Notes) -> (Kind, Cl
     match notes.status {
         Some(401 | 403) => (Kind::Denied, Class::Rejected),
         Some(409 | 412) if call.operation == "put" => (Kind::Exists, Class::Rejected),
+        Some(416) => (Kind::Invalid, Class::Rejected),
         Some(429) => (Kind::Throttled, Class::Temporary),
         Some(413 | 405 | 501) => (Kind::Unsupported, Class::Rejected),
         Some(507) => (Kind::Full, Class::Temporary),
@@ -278,6 +279,7 @@ mod tests {
             (PUT, ErrorKind::Unexpected, "InvalidArgument", 400, Kind::Failed, Class::Rejected),
             (PUT, ErrorKind::Unexpected, "signing http request", 0, Kind::Denied, Class::Rejected),
             (GET, ErrorKind::RangeNotSatisfied, "", 416, Kind::Invalid, Class::Rejected),
+            (GET, ErrorKind::Unexpected, "416 Requested Range Not Satisfiable", 416, Kind::Invalid, Class::Rejected),
         ];
         for (call, kind, message, code, expected, class) in cases {
             let notes = if code == 0 { Notes::default() } else { status(code) };

@@ -8,7 +8,7 @@
 //! - `Existing::Refuse` asks the store to refuse only if it was seen to do so (T8); otherwise it looks first, which two
 //!   writers at the same moment can pass. `abilities` says so.
 
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -35,7 +35,12 @@ pub struct OperatorTarget {
     patience: Duration,
     /// By the last answer that had a date; [`NO_DATE`] before.
     ahead_secs: AtomicI64,
+    /// Where objects lie in collections: those that were made or found, at most [`COLLECTIONS_MAX`].
+    collections: Option<tokio::sync::Mutex<BTreeSet<String>>>,
 }
+
+/// Collections that are remembered.
+const COLLECTIONS_MAX: usize = 4096;
 
 /// No answer had a date yet.
 const NO_DATE: i64 = i64::MIN;
@@ -50,7 +55,14 @@ impl std::fmt::Debug for OperatorTarget {
 impl OperatorTarget {
     /// Takes an operator without layers that retry.
     pub(super) fn new(operator: Operator) -> OperatorTarget {
-        OperatorTarget { operator, abilities: OnceCell::new(), patience: PATIENCE, ahead_secs: AtomicI64::new(NO_DATE) }
+        let has_collections = matches!(operator.info().scheme(), "webdav" | "sftp");
+        OperatorTarget {
+            operator,
+            abilities: OnceCell::new(),
+            patience: PATIENCE,
+            ahead_secs: AtomicI64::new(NO_DATE),
+            collections: has_collections.then(tokio::sync::Mutex::default),
+        }
     }
 
     /// Makes a call that moves `bytes`, in time.
@@ -84,9 +96,31 @@ impl OperatorTarget {
     pub(super) async fn put_once(&self, key: &str, body: &Body, create_only: bool) -> Result<bool> {
         let call = Call { operation: "put", key };
         let buffer: Buffer = body.parts().to_vec().into();
-        let write = async move { self.operator.write_with(key, buffer).if_not_exists(create_only).await };
+        let write = async move {
+            self.make_collection_of(key).await?;
+            self.operator.write_with(key, buffer).if_not_exists(create_only).await
+        };
         let (_, notes) = self.call(call, body.len(), write).await?;
         Ok(notes.checksum_agreed)
+    }
+
+    /// Makes the collection that an object comes into, one at a time. OpenDAL would make it, too, but several puts at once
+    /// into a new one race: Apache then answers some with 403, as if the credentials were wrong.
+    async fn make_collection_of(&self, key: &str) -> opendal::Result<()> {
+        let Some(collections) = &self.collections else { return Ok(()) };
+        let collection = key.rfind('/').map_or("/", |end| &key[..=end]);
+        let mut made = collections.lock().await;
+        if !made.contains(collection) {
+            if self.operator.create_dir(collection).await.is_err() {
+                // Another client may have made it at the same moment: then it is there now.
+                self.operator.create_dir(collection).await?;
+            }
+            if made.len() >= COLLECTIONS_MAX {
+                made.clear();
+            }
+            made.insert(collection.to_owned());
+        }
+        Ok(())
     }
 
     /// True if OpenDAL knows how to ask this kind of store for a create-only put.

@@ -66,6 +66,7 @@ impl Given {
             name: self.name.clone(),
             target: service.build(&options, Pacer::default()).unwrap(),
             abilities: self.abilities,
+            collections: matches!(self.scheme.as_str(), "webdav" | "sftp"),
             _server: None,
             _dir: tempfile::tempdir().unwrap(),
         }
