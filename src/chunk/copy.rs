@@ -1,14 +1,17 @@
 //! Copying a local file: by reference where the filesystem can, else its bytes, holes left out.
 //!
-//! Owns: FICLONE, the loop over data.
+//! Owns: FICLONE, whether it works, the loop over data.
 //! Does not own: names, syncing, when a copy is a point in time: a clone always, copied bytes only while nobody writes.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
+
+use super::file::ChunkFiles;
 
 /// Bytes copied by one call, so that a copy can be ended.
 const STEP: usize = 64 << 20;
@@ -52,6 +55,51 @@ pub fn bytes(from: &File, to: &File, go_on: impl Fn() -> bool) -> io::Result<boo
     Ok(true)
 }
 
+/// Copies the bytes of `range` to the same place in `to`.
+pub fn range(from: &File, to: &File, range: Range<u64>) -> io::Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let copied = step(from, to, at, (range.end - at).min(STEP as u64) as usize)?;
+        if copied == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        at += copied as u64;
+    }
+    Ok(())
+}
+
+/// True if `range` is zeros. Holes are, and cost nothing; of the rest `left` bytes are read at most.
+pub fn is_zero(file: &File, range: Range<u64>, left: &mut u64) -> io::Result<bool> {
+    let mut buffer = vec![0; (64 << 10).min(*left as usize)];
+    let mut at = range.start;
+    while at < range.end {
+        let Some(data) = seek(file, SeekFrom::Data(at))?.filter(|data| *data < range.end) else { break };
+        let end = seek(file, SeekFrom::Hole(data))?.unwrap_or(range.end).min(range.end);
+        at = data;
+        while at < end {
+            let length = (end - at).min(buffer.len() as u64);
+            if length > *left || length == 0 {
+                return Ok(false);
+            }
+            let part = &mut buffer[..length as usize];
+            file.read_exact_at(part, at)?;
+            if part.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            *left -= length;
+            at += length;
+        }
+    }
+    Ok(true)
+}
+
+/// True if files in the state directory can share blocks.
+pub fn shares_in(files: &ChunkFiles) -> io::Result<bool> {
+    let (from, to) = (files.nameless()?, files.nameless()?);
+    to.write_all_at(&[1], 0)?;
+    share(&to, &from)
+}
+
 fn seek(file: &File, to: SeekFrom) -> io::Result<Option<u64>> {
     match rustix::fs::seek(file, to) {
         Ok(offset) => Ok(Some(offset)),
@@ -78,6 +126,25 @@ fn step(from: &File, to: &File, at: u64, length: usize) -> io::Result<usize> {
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn zeros_are_seen_in_holes_and_in_blocks_within_the_budget() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 30).unwrap();
+        file.write_all_at(&[0; 100_000], 1 << 20).unwrap();
+        file.write_all_at(&[5], 8 << 20).unwrap();
+        let budget = |bytes| {
+            let mut left: u64 = bytes;
+            is_zero(&file, 0..8 << 20, &mut left).unwrap()
+        };
+        assert!(budget(200_000), "a hole, zeros, a hole");
+        assert!(!budget(50_000), "not all of it was looked at");
+        assert!(!budget(0));
+        let mut left = 1 << 20;
+        assert!(!is_zero(&file, 0..(8 << 20) + 1, &mut left).unwrap());
+        assert!(is_zero(&file, (8 << 20) + 1..1 << 30, &mut left).unwrap());
+        assert!(is_zero(&file, 1 << 30..2 << 30, &mut left).unwrap(), "beyond the end");
+    }
 
     #[test]
     fn a_copy_has_the_bytes_the_holes_and_the_length() {

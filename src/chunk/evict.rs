@@ -57,6 +57,11 @@ impl Evictor {
         self.naming.read()
     }
 
+    /// The same, unless files are leaving right now: for those who can do without.
+    pub fn try_keep_names(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        self.naming.try_read()
+    }
+
     /// While it is held no file leaves, and nobody else gives names to chunks.
     pub fn give_names(&self) -> RwLockWriteGuard<'_, ()> {
         self.naming.write()
@@ -116,7 +121,7 @@ impl Evictor {
             let Some(&last) = page.last() else { break };
             after = last;
             for file in page {
-                if self.order.lock().contains(&file) {
+                if self.order.lock().contains(&file) || self.is_lent(file) {
                     continue;
                 }
                 evicted.extend(self.meta.write(|tx| tx.evict(file))?);
@@ -129,6 +134,9 @@ impl Evictor {
         if evicted.is_empty() {
             let oldest: Vec<ChunkFileId> = self.order.lock().iter().rev().map(|(&file, ())| file).collect();
             for file in oldest {
+                if self.is_lent(file) {
+                    continue;
+                }
                 if let Some(gone) = self.meta.write(|tx| tx.evict(file))? {
                     self.order.lock().pop(&file);
                     evicted.push(gone);
@@ -143,6 +151,11 @@ impl Evictor {
         Ok(count)
     }
 
+    /// The kernel reads it by itself: it would give no space back, and could not be thawed (P3).
+    fn is_lent(&self, file: ChunkFileId) -> bool {
+        self.open_files.files().lending().is_lent(file)
+    }
+
     fn unlink(&self, evicted: Vec<Evicted>) -> Result<()> {
         if evicted.is_empty() {
             return Ok(());
@@ -152,6 +165,9 @@ impl Evictor {
         failpoint::pass(Point::Unlink);
         for Evicted { name, bytes } in evicted {
             self.open_files.forget(&name);
+            if self.open_files.files().lending().lost_its_row(&name, bytes) {
+                continue;
+            }
             if let Err(error) = self.open_files.files().remove(&name) {
                 tracing::warn!(%name, %error, "an evicted chunk file could not be removed");
                 continue;

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::group::GroupSync;
+use super::lend::Lending;
 use crate::id::{ChunkHash, Generation, InodeId, SessionId};
 use crate::testing::failpoint::{self, Point};
 
@@ -32,6 +33,7 @@ use crate::testing::failpoint::{self, Point};
 pub struct ChunkFiles {
     state_dir: PathBuf,
     folders: Arc<Folders>,
+    lending: Arc<Lending>,
 }
 
 /// The folders of chunk files, a few hundred, each with its new entries and how far these are synced.
@@ -96,7 +98,7 @@ pub fn fetched_path(hash: &ChunkHash) -> String {
 impl ChunkFiles {
     /// The chunk files below `state_dir`; makes its folders.
     pub fn new(state_dir: &Path) -> io::Result<ChunkFiles> {
-        let files = ChunkFiles { state_dir: state_dir.to_owned(), folders: Arc::default() };
+        let files = ChunkFiles { state_dir: state_dir.to_owned(), folders: Arc::default(), lending: Arc::default() };
         for folder in ["chunks", "fetched", "quarantine"] {
             files.make_folder(folder)?;
         }
@@ -111,6 +113,11 @@ impl ChunkFiles {
     /// The state directory.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
+    }
+
+    /// Which files the kernel reads by itself.
+    pub fn lending(&self) -> &Arc<Lending> {
+        &self.lending
     }
 
     /// Creates a file that must not exist, for reading and writing.
@@ -145,6 +152,23 @@ impl ChunkFiles {
         let folder = Path::new(to).parent().and_then(Path::to_str).unwrap_or_default();
         self.make_folder(folder)?;
         std::fs::rename(self.locate(from), self.locate(to))
+    }
+
+    /// Gives a file one more name, which must be new.
+    pub fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        let folder = Path::new(to).parent().and_then(Path::to_str).unwrap_or_default();
+        self.make_folder(folder)?;
+        std::fs::hard_link(self.locate(from), self.locate(to))?;
+        self.folder(&self.locate(folder)).changed();
+        Ok(())
+    }
+
+    /// A file without a name, to try what the filesystem can.
+    pub fn nameless(&self) -> io::Result<File> {
+        let path = self.locate(&format!("probe-{}", std::process::id()));
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        std::fs::remove_file(&path)?;
+        Ok(file)
     }
 
     /// Opens a file for reading.

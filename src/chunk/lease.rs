@@ -15,6 +15,16 @@ use std::path::Path;
 /// True if nobody can write into `file`. It must be open for reading only, and no other descriptor of ours may be open for
 /// writing: that one would be found.
 pub fn nobody_writes(file: &File) -> io::Result<bool> {
+    probe(file, libc::F_RDLCK)
+}
+
+/// True if nobody else has `file` open or mapped, for reading neither. The same holds for descriptors of ours: `file` must
+/// be the only one.
+pub fn nobody_has(file: &File) -> io::Result<bool> {
+    probe(file, libc::F_WRLCK)
+}
+
+fn probe(file: &File, kind: i32) -> io::Result<bool> {
     let set = |command: i32, argument: i32| {
         // SAFETY: the descriptor is open while `file` lives; both commands take an integer.
         match unsafe { libc::fcntl(file.as_raw_fd(), command, argument) } {
@@ -25,7 +35,7 @@ pub fn nobody_writes(file: &File) -> io::Result<bool> {
     // Whoever opens it for writing in between breaks the lease, which is told by a signal: one that is ignored unless
     // somebody asks for it, where SIGIO would end the process.
     set(F_SETSIG, libc::SIGURG)?;
-    match set(libc::F_SETLEASE, libc::F_RDLCK) {
+    match set(libc::F_SETLEASE, kind) {
         Ok(()) => {
             set(libc::F_SETLEASE, libc::F_UNLCK)?;
             Ok(true)
@@ -72,8 +82,13 @@ mod tests {
         drop(map);
         assert!(nobody_writes(&reader).unwrap());
         // SAFETY: as above.
-        let map = unsafe { MmapOptions::new().map(&reader).unwrap() };
+        let map = unsafe { MmapOptions::new().map(&File::open(&path).unwrap()).unwrap() };
         assert!(nobody_writes(&reader).unwrap(), "readers do no harm");
+        assert!(!nobody_has(&reader).unwrap(), "the write lease sees them");
         drop(map);
+        assert!(nobody_has(&reader).unwrap());
+        let other = File::open(&path).unwrap();
+        assert!(!nobody_has(&reader).unwrap());
+        drop(other);
     }
 }

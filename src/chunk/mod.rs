@@ -2,7 +2,7 @@
 //!
 //! Owns: how a session's bytes are cut ([`layout`], pure), chunk files by name ([`mod@file`]), open descriptors ([`open`]),
 //! how much local space is used and what may leave ([`space`], [`evict`]), whether anybody can still write into a file
-//! ([`lease`]), copying one ([`copy`]).
+//! ([`lease`]), copying one ([`copy`]), which ones the kernel reads by itself ([`lend`]).
 //! Does not own: rows that say which range of which file holds which chunk (`meta`), when to seal (`write`).
 
 pub mod copy;
@@ -11,6 +11,7 @@ pub mod file;
 pub mod group;
 pub mod layout;
 pub mod lease;
+pub mod lend;
 pub mod open;
 pub mod reserve;
 pub mod space;

@@ -94,6 +94,9 @@ fn text(status: &status::Status) -> String {
     }
     text += &format!(", {} of it must stay until every target has it\n", bytes(cache.pinned_bytes));
     text += &garbage_text(&status.garbage);
+    if let Some(why) = &filesystem.no_passthrough {
+        text += &format!("  no passthrough, so large files are slower: {why}\n");
+    }
     for attention in &status.attention {
         text += &attention_text(attention);
     }
@@ -236,6 +239,7 @@ mod tests {
                 mountpoint: "/mnt/photos".into(),
                 state_dir: "/var/lib/tandemfs/mnt-photos".into(),
                 epoch: 3,
+                no_passthrough: None,
             },
             safe,
             unreplicated: Unreplicated::default(),

@@ -126,9 +126,13 @@ impl Rewriter {
     /// Copies what of a source goes into the new chunk; returns the source's name, and how much was fetched for it. `None`:
     /// the source is gone.
     fn collect(&self, source: &Source, into: &mut [u8]) -> Result<Option<(ChunkHash, u64)>, Error> {
+        let lending = self.open_files.files().lending();
+        let thaws = lending.thaws();
         let Some(sources) = self.meta.chunk_sources(source.chunk)? else { return Ok(None) };
         let (_, _, mount) = self.meta.writer_identity()?;
         let (local, findings) = source::open(&mut source::Files::new(self.open_files.files()), mount, &sources);
+        // P3: a file of it that was thawed meanwhile may change.
+        let local = local.filter(|_| lending.thaws() == thaws);
         for finding in findings {
             tracing::error!(%finding, "a local copy is wrong; another is used for its new chunk");
         }

@@ -274,6 +274,7 @@ mod tests {
                     mountpoint: "/m".into(),
                     state_dir: "/s".into(),
                     epoch: 1,
+                    no_passthrough: None,
                 },
                 safe: true,
                 unreplicated: Unreplicated::default(),

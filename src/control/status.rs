@@ -40,6 +40,9 @@ pub struct Filesystem {
     pub state_dir: String,
     /// The number of this mount's right to write.
     pub epoch: u64,
+    /// Why reads and writes of local bytes go through the daemon; absent where the kernel does them by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_passthrough: Option<String>,
 }
 
 /// What waits for at least one target.

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use fuser::{
@@ -64,12 +64,14 @@ pub(super) struct Adapter {
     /// The kernel needs no OPENDIR: it caches listings and drops them when it changes a directory itself.
     no_opendir: bool,
     passthrough: bool,
+    /// The kernel agreed to it.
+    has_passthrough: Arc<AtomicBool>,
 }
 
 impl Adapter {
-    pub(super) fn new(vfs: Arc<Vfs>, options: &Options) -> Adapter {
+    pub(super) fn new(vfs: Arc<Vfs>, options: &Options, has_passthrough: Arc<AtomicBool>) -> Adapter {
         let Options { runtime, panics, passthrough, .. } = options.clone();
-        Adapter { vfs, runtime, panics, no_opendir: false, passthrough }
+        Adapter { vfs, runtime, panics, no_opendir: false, passthrough, has_passthrough }
     }
 
     /// Runs one operation; a panic in it is an input/output error and counted.
@@ -176,13 +178,11 @@ impl Filesystem for Adapter {
                 tracing::info!(?capability, "the kernel does not offer this");
             }
         }
-        // Without the right to register backing files (CAP_SYS_ADMIN) the first try tells.
-        if self.passthrough
+        // Whether a backing file can really be registered shows when the connection is up.
+        let passthrough = self.passthrough
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-            && config.set_max_stack_depth(1).is_ok()
-        {
-            self.vfs.files().passthrough().enable();
-        }
+            && config.set_max_stack_depth(1).is_ok();
+        self.has_passthrough.store(passthrough, Ordering::Release);
         self.no_opendir = config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         config.set_max_write(MAX_WRITE).map_err(|nearest| std::io::Error::other(format!("max_write {nearest}")))?;
         config

@@ -1,10 +1,12 @@
 //! Mounting and unmounting, without the FUSE crate's own way: that one unmounts by path when its session ends, which may
 //! hit what is mounted below or was mounted since, gives up for good when the mount is busy, and does not escape names.
 //!
-//! Owns: `/dev/fuse`, mount(2), the setuid helper `fusermount3` for users without the right to mount.
+//! Owns: `/dev/fuse`, mount(2), the setuid helper `fusermount3` for users without the right to mount, the mount's read-ahead,
+//! trying whether the connection takes backing files.
 //! Does not own: the session on the device (`session`), when to unmount (`mount`).
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -74,6 +76,34 @@ pub(super) fn mount(mountpoint: &Path, options: &MountOptions) -> io::Result<Own
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => mount_with_helper(mountpoint, options),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => mount_with_helper(mountpoint, options),
         result => result,
+    }
+}
+
+/// Registers a backing file on a connection that is up, and gives it back: whether files there can be passed through (P5).
+pub(super) fn try_backing(connection: &OwnedFd, file: &File) -> io::Result<()> {
+    let id = fuser::BackingId::create_raw(connection, file)?;
+    // SAFETY: the ioctl reads the number that it gets a pointer to.
+    match unsafe { libc::ioctl(connection.as_raw_fd(), BACKING_CLOSE, &raw const id) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// `FUSE_DEV_IOC_BACKING_CLOSE`: `_IOW(229, 2, u32)`.
+const BACKING_CLOSE: libc::c_ulong = 0x4004_e502;
+
+/// Bytes that the kernel reads ahead of a program that reads by requests, in KiB; it takes 128 by itself.
+const READ_AHEAD_KIB: u32 = 2048;
+
+/// Lets the kernel read further ahead of programs on this mount. Only root may; without it reads are as right.
+pub(super) fn read_ahead(mountpoint: &Path) {
+    let set = || {
+        let device = rustix::fs::stat(mountpoint)?.st_dev;
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), READ_AHEAD_KIB.to_string())
+    };
+    if let Err(error) = set() {
+        tracing::debug!(%error, "the kernel reads ahead no further than it does by itself");
     }
 }
 

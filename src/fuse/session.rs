@@ -3,10 +3,11 @@
 //! Owns: the connection's settings, its threads, the end of it.
 //! Does not own: requests (`adapter`), unmounting (`device`): the session ends when the mount is gone.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use fuser::{Config, SessionACL};
@@ -52,20 +53,35 @@ impl Notifier {
 impl Session {
     /// Mounts `vfs` at `mountpoint`, which is absolute and without symbolic links. Requests are served from here on.
     pub fn start(vfs: Arc<Vfs>, mountpoint: &Path, options: &Options) -> io::Result<Session> {
-        let adapter = Adapter::new(vfs, options);
+        let files = vfs.files().clone();
+        let agreed = Arc::new(AtomicBool::new(false));
+        let adapter = Adapter::new(vfs, options, agreed.clone());
         let acl = if options.mount.allow_other { SessionACL::All } else { SessionACL::Owner };
         let mut config = Config::default();
         config.acl = acl;
         config.n_threads = Some(THREADS);
         config.clone_fd = true;
         let device = device::mount(mountpoint, &options.mount)?;
+        let connection = device.try_clone()?;
         let started = fuser::Session::from_fd(adapter, device, acl, config).and_then(|session| {
+            if agreed.load(Ordering::Acquire) {
+                let register = |file: &File| device::try_backing(&connection, file);
+                files.passthrough().probe(files.chunk_files(), register);
+            } else if options.passthrough {
+                files.passthrough().is_off("the kernel does not offer it (Linux 6.9 does)".into());
+            }
+            // The connection ends with its last descriptor.
+            drop(connection);
             let notifier = session.notifier();
             let thread = std::thread::Builder::new().name("fuse".into()).spawn(move || session.run())?;
             Ok((notifier, thread))
         });
         match started {
-            Ok((notifier, thread)) => Ok(Session { mountpoint: mountpoint.to_owned(), notifier, thread }),
+            Ok((notifier, thread)) => {
+                let session = Session { mountpoint: mountpoint.to_owned(), notifier, thread };
+                device::read_ahead(mountpoint);
+                Ok(session)
+            }
             Err(error) => {
                 // Nobody serves it: it would answer every program with ENOTCONN.
                 if let Err(left) = device::unmount(mountpoint, device::Unmount::Lazy) {

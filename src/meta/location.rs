@@ -241,7 +241,7 @@ impl Tx<'_> {
         self.misplaced_all(bit, &[chunk])
     }
 
-    fn forget_file(&mut self, file: ChunkFileId) -> Result<Option<Evicted>> {
+    pub(super) fn forget_file(&mut self, file: ChunkFileId) -> Result<Option<Evicted>> {
         let evicted = self
             .conn()
             .prepare_cached("DELETE FROM chunk_file WHERE id = ?1 RETURNING name, bytes")?

@@ -26,6 +26,7 @@ pub(crate) mod extent;
 pub mod gc;
 #[cfg(test)]
 pub(crate) mod history;
+pub mod image;
 pub mod import;
 pub mod inode;
 pub mod journal;

@@ -45,6 +45,7 @@ pub fn status(parts: &dyn Parts, mountpoint: &Path, state_dir: &Path) -> Result<
             mountpoint: mountpoint.display().to_string(),
             state_dir: state_dir.display().to_string(),
             epoch: epoch.0,
+            no_passthrough: parts.no_passthrough(),
         },
         safe: dirty == Dirty::default() && shipped >= head && meta.latched().is_none(),
         unreplicated,

@@ -317,11 +317,12 @@ impl Daemon {
         }
         let kind = mount.kind();
         mount.read_only |= read_only;
+        files.probe_sharing();
         let session_options = fuse::session::Options {
             mount,
             runtime: runtime.handle().clone(),
             panics,
-            passthrough: config.passthrough && options.fuse.passthrough && can_be_backed(&state_path),
+            passthrough: config.passthrough && options.fuse.passthrough && can_be_backed(&files),
         };
         let session = fuse::Session::start(vfs, &mountpoint, &session_options).map_err(mount_failed(&mountpoint))?;
         start_telling(&mut tasks, &live.files, session.notifier()).map_err(threads_failed)?;
@@ -611,16 +612,16 @@ fn start_tasks(
 }
 
 /// True if files in the state directory may be backing files: whether somebody still writes to one must show (S4).
-fn can_be_backed(state_dir: &Path) -> bool {
-    match lease::works_in(state_dir) {
+fn can_be_backed(files: &Files) -> bool {
+    match lease::works_in(files.chunk_files().state_dir()) {
         Ok(works) => {
             if !works {
-                tracing::info!("no passthrough: the filesystem of the state directory has no leases");
+                files.passthrough().is_off("the filesystem of the state directory has no leases".into());
             }
             works
         }
         Err(error) => {
-            tracing::warn!(%error, "no passthrough: leases could not be tried");
+            files.passthrough().is_off(format!("leases could not be tried: {error}"));
             false
         }
     }

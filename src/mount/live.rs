@@ -54,6 +54,10 @@ impl Parts for Live {
         self.replication.complaint(bit)
     }
 
+    fn no_passthrough(&self) -> Option<String> {
+        self.files.passthrough().why_not()
+    }
+
     fn lacking(&self, bit: TargetBit) -> Option<(Lacking, Option<u64>)> {
         let lacking = self.resyncs.of(bit)?;
         let rate = self.replication.bytes_per_second(bit);

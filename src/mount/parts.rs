@@ -58,6 +58,11 @@ pub trait Parts: Send + Sync {
     fn garbage(&self) -> Result<Garbage, Error> {
         Ok(Garbage::default())
     }
+
+    /// Why the kernel does no I/O on local files by itself, if it does none.
+    fn no_passthrough(&self) -> Option<String> {
+        None
+    }
 }
 
 #[cfg(test)]

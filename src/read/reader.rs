@@ -64,7 +64,14 @@ impl Reader {
         for attempt in 0..ATTEMPTS {
             buffer.clear();
             let mut missing = Vec::new();
-            match self.fill(ino, range.clone(), buffer, &mut missing) {
+            let lending = self.open_files.files().lending();
+            let thaws = lending.thaws();
+            let filled = self.fill(ino, range.clone(), buffer, &mut missing);
+            // P3: a file that this read found by its rows may be a session's by now, with other bytes.
+            if lending.thaws() != thaws {
+                continue;
+            }
+            match filled {
                 Ok(()) if missing.is_empty() => return Ok(Outcome::Ready),
                 Ok(()) => return Ok(self.pend(ino, range, std::mem::take(buffer), missing)),
                 // Evicted or discarded between plan and open: the rows say something else by now.

@@ -3,7 +3,8 @@
 //! Owns: which local ranges make up a chunk, mapping them, checking them, saying what is wrong with them.
 //! Does not own: sending (`upload`), other sources (`upload` asks other targets), repair.
 //!
-//! - A range of at least [`MAP_MIN`] bytes is mapped, not read: the body of a put is page cache, not memory of ours. Smaller
+//! - A range of at least [`MAP_MIN`] bytes is mapped, not read: the body of a put is page cache, not memory of ours. That of
+//!   a file that is lent to the kernel is read: it may become a session's file and change (P3). Smaller
 //!   ranges, of which a gathered chunk may have thousands, are read and joined: a mapping each would cost more than the
 //!   copy and could exhaust the kernel's count of mappings. Whoever asks bounds these buffers ([`copied_bytes`]).
 //! - Pages are faulted in before they are touched, so that a bad disk is an error and not a signal.
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use memmap2::{Advice, Mmap, MmapOptions};
 
 use crate::chunk::file::ChunkFiles;
+use crate::chunk::lend::{self, Lending};
 use crate::id::{ChunkFileId, ChunkHash};
 use crate::meta::placement::{ChunkSources, LocationPiece};
 use crate::target::Body;
@@ -55,9 +57,10 @@ impl CheckedChunk {
 }
 
 /// Bytes of a chunk that would be read into memory rather than mapped.
-pub fn copied_bytes(sources: &ChunkSources) -> u64 {
-    let small = sources.pieces.iter().map(|piece| piece.length).filter(|length| *length < MAP_MIN).sum::<u64>();
-    small.min(sources.chunk.length)
+pub fn copied_bytes(lending: &Lending, sources: &ChunkSources) -> u64 {
+    let is_copied = |piece: &&LocationPiece| piece.length < MAP_MIN || lending.has(&piece.name);
+    let copied = sources.pieces.iter().filter(is_copied).map(|piece| piece.length).sum::<u64>();
+    copied.min(sources.chunk.length)
 }
 
 /// Opens a chunk from local files. `mount` is the number of this mount. Blocks on the disk.
@@ -83,8 +86,9 @@ pub fn open(files: &mut Files<'_>, mount: u64, sources: &ChunkSources) -> (Optio
         if !good {
             continue;
         }
-        let small = copied_bytes(sources) as usize;
-        let parts = join(tiling.iter().filter_map(|index| ranges[*index].take()), small);
+        let small =
+            tiling.iter().map(|index| sources.pieces[*index].length).filter(|length| *length < MAP_MIN).sum::<u64>();
+        let parts = join(tiling.iter().filter_map(|index| ranges[*index].take()), small as usize);
         let is_old = |index: &&usize| sources.pieces[**index].mount < mount;
         if tiling.iter().any(|index| is_old(&index)) && hash(&parts) != sources.chunk.hash {
             // Which of the old ranges it is, their checksums do not tell: none of them is trusted.
@@ -208,7 +212,9 @@ impl Opener<'_, '_> {
         if end.is_none_or(|end| end > length) {
             return Err(format!("the file ends at byte {length}, before the range at {}", piece.file_offset));
         }
-        let bytes = if piece.length < MAP_MIN { read(&file, piece) } else { map(&file, piece) };
+        // A lent file may change while it is sent (P3): a mapping of it would, too.
+        let mapping = if piece.length < MAP_MIN { None } else { self.files.files.lending().map(&piece.name) };
+        let bytes = mapping.map_or_else(|| read(&file, piece), |mapping| map(&file, piece, mapping));
         let bytes = bytes.map_err(|e| format!("cannot be read at byte {}: {e}", piece.file_offset))?;
         if crc32c(&bytes) != piece.crc32c {
             return Err(format!("{} bytes at {} do not match their checksum", piece.length, piece.file_offset));
@@ -223,7 +229,7 @@ fn read(file: &File, piece: &LocationPiece) -> std::io::Result<Bytes> {
     Ok(bytes.into())
 }
 
-fn map(file: &File, piece: &LocationPiece) -> std::io::Result<Bytes> {
+fn map(file: &File, piece: &LocationPiece, mapping: lend::Mapping) -> std::io::Result<Bytes> {
     let length = usize::try_from(piece.length).map_err(std::io::Error::other)?;
     // SAFETY: a sealed chunk file is immutable and never shortened while a row names it (S2, D1): the mapping stays valid
     // and its bytes stay what they are.
@@ -235,7 +241,7 @@ fn map(file: &File, piece: &LocationPiece) -> std::io::Result<Bytes> {
         Err(e) if e.raw_os_error() == Some(libc::EFAULT) => return Err(std::io::Error::from_raw_os_error(libc::EIO)),
         Err(e) => return Err(e),
     }
-    Ok(Bytes::from_owner(Mapped(mapped)))
+    Ok(Bytes::from_owner(Mapped { bytes: mapped, _mapping: mapping }))
 }
 
 fn read_through(file: &File, piece: &LocationPiece) -> std::io::Result<()> {
@@ -249,11 +255,15 @@ fn read_through(file: &File, piece: &LocationPiece) -> std::io::Result<()> {
     Ok(())
 }
 
-struct Mapped(Mmap);
+struct Mapped {
+    bytes: Mmap,
+    /// The file is not lent meanwhile.
+    _mapping: lend::Mapping,
+}
 
 impl AsRef<[u8]> for Mapped {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }
 
@@ -336,7 +346,7 @@ mod tests {
             piece(100_100, &content[100_100..], 2, 100),
         ];
         let sources = sources(&content, pieces);
-        assert_eq!(copied_bytes(&sources), 100);
+        assert_eq!(copied_bytes(disk.files.lending(), &sources), 100);
         assert_eq!(disk.open(&sources), (Some(content), 0));
     }
 
@@ -364,6 +374,24 @@ mod tests {
         assert_eq!(disk.open(&sources(&content, vec![spoiled.clone()])).1, 0);
         spoiled.mount = 4;
         assert_eq!(disk.open(&sources(&content, vec![spoiled])), (None, 1));
+    }
+
+    #[test]
+    fn p3_a_lent_file_is_copied_and_a_mapped_one_is_not_lent() {
+        let disk = Disk::new();
+        let content = bytes(100_000);
+        disk.file(1, 0, &content);
+        let sources = sources(&content, vec![piece(0, &content, 1, 0)]);
+        let (file, name) = (ChunkFileId(1), sources.pieces[0].name.clone());
+        let lending = disk.files.lending();
+        let sent = open(&mut Files::new(&disk.files), 5, &sources).0.unwrap().into_body();
+        assert!(!lending.lend(file, &name), "an upload maps it");
+        drop(sent);
+        assert!(lending.lend(file, &name));
+        assert_eq!(copied_bytes(lending, &sources), 100_000);
+        let sent = open(&mut Files::new(&disk.files), 5, &sources).0.unwrap().into_body();
+        std::fs::write(disk.files.locate(&name), vec![0; 100_000]).unwrap();
+        assert!(sent.parts().concat() == content, "what is sent is what was checked");
     }
 
     #[test]

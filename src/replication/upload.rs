@@ -120,8 +120,9 @@ impl Peer {
 pub(super) enum Prepared {
     /// Its bytes are there; what is copied of them is paid for.
     Body(CheckedChunk, OwnedSemaphorePermit),
-    /// Its bytes may be on this machine, but there is no room for copies now.
-    Local(Arc<ChunkSources>),
+    /// Its bytes may be on this machine, but there is no room for copies now. With the count of thaws of before they were
+    /// looked up (P3).
+    Local(Arc<ChunkSources>, u64),
     /// They are not.
     Elsewhere(Arc<ChunkSources>),
     /// It is not sent.
@@ -149,6 +150,7 @@ impl Uploader {
     fn prepare_blocking(&self, bit: TargetBit, chunks: &[ChunkTodo]) -> Vec<Prepared> {
         let none = |_: &ChunkTodo| Prepared::Not(Outcome::Unsendable);
         let Some(peer) = self.peer(bit) else { return chunks.iter().map(none).collect() };
+        let thaws = self.files.lending().thaws();
         let sources = match self.meta.put_sources(bit, chunks) {
             Ok(sources) => sources,
             Err(error) => {
@@ -165,10 +167,10 @@ impl Uploader {
                 PutSource::From(sources) if sources.pieces.is_empty() => return Prepared::Elsewhere(Arc::new(sources)),
                 PutSource::From(sources) => sources,
             };
-            let Some(permit) = peer.try_reserve(source::copied_bytes(&sources)) else {
-                return Prepared::Local(Arc::new(sources));
+            let Some(permit) = peer.try_reserve(source::copied_bytes(self.files.lending(), &sources)) else {
+                return Prepared::Local(Arc::new(sources), thaws);
             };
-            match self.open(&mut files, &sources) {
+            match self.open(&mut files, &sources, thaws) {
                 Some(body) => Prepared::Body(body, permit),
                 None => Prepared::Elsewhere(Arc::new(sources)),
             }
@@ -193,9 +195,9 @@ impl Uploader {
         let sources = match prepared {
             Prepared::Not(outcome) => return outcome,
             Prepared::Body(body, _permit) => return self.send(&peer, &chunk, body).await,
-            Prepared::Local(sources) => {
-                let _permit = peer.reserve(source::copied_bytes(&sources)).await;
-                if let Some(body) = self.local(&sources).await {
+            Prepared::Local(sources, thaws) => {
+                let _permit = peer.reserve(source::copied_bytes(self.files.lending(), &sources)).await;
+                if let Some(body) = self.local(&sources, thaws).await {
                     return self.send(&peer, &chunk, body).await;
                 }
                 sources
@@ -209,13 +211,18 @@ impl Uploader {
         }
     }
 
-    async fn local(self: &Arc<Uploader>, sources: &Arc<ChunkSources>) -> Option<CheckedChunk> {
+    async fn local(self: &Arc<Uploader>, sources: &Arc<ChunkSources>, thaws: u64) -> Option<CheckedChunk> {
         let (this, of) = (Arc::clone(self), Arc::clone(sources));
-        blocking(move || this.open(&mut source::Files::new(&this.files), &of)).await?
+        blocking(move || this.open(&mut source::Files::new(&this.files), &of, thaws)).await?
     }
 
-    fn open(&self, files: &mut source::Files<'_>, sources: &ChunkSources) -> Option<CheckedChunk> {
+    /// `thaws`: as of before the sources were looked up.
+    fn open(&self, files: &mut source::Files<'_>, sources: &ChunkSources, thaws: u64) -> Option<CheckedChunk> {
         let (chunk, findings) = source::open(files, self.mount, sources);
+        if self.files.lending().thaws() != thaws {
+            // P3: one of these files may be a session's by now. It is tried again, with the rows as they are then.
+            return None;
+        }
         findings.into_iter().for_each(|finding| self.findings.report(finding));
         chunk
     }

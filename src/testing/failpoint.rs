@@ -62,6 +62,8 @@ points! {
     Commit = "commit",
     /// A batch is committed, its transaction not synced, no file removed.
     Committed = "committed",
+    /// A lent file's rows are gone durably and it has its session's name; its slot is not reserved.
+    Thaw = "thaw",
     /// A rename is committed, nobody was told.
     Rename = "rename",
     /// Chunk files are about to be unlinked, their rows are gone durably.

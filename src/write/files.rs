@@ -12,15 +12,17 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::watch;
 
 use super::births::Births;
+use super::lend::Images;
 use super::live::{Attributes, LiveFile, State};
 use super::opening::{Handle, Passthrough};
 use super::session::{Frozen, Permit, Staged, remove_files};
 use super::trouble::Troubles;
+use super::watch::Watch;
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::ChunkFiles;
-use crate::chunk::lease;
 use crate::chunk::open::OpenFiles;
 use crate::chunk::space::Space;
+use crate::chunk::{copy, lease};
 use crate::clock::{self, Instant, Timestamp};
 use crate::id::{InodeId, SessionId};
 use crate::meta::inode::Inode;
@@ -71,6 +73,8 @@ pub struct Files {
     pub(super) passthrough: Passthrough,
     /// The state filesystem copies files by sharing their blocks, as far as is known.
     sharing: AtomicBool,
+    /// Which files are whole images.
+    pub(super) images: Images,
     /// When a large file was copied last (P4).
     pub(super) large_copy: Mutex<Option<Instant>>,
     stale: (Sender<InodeId>, Receiver<InodeId>),
@@ -121,6 +125,7 @@ impl Files {
             hurry_until: Mutex::new(Instant::START),
             passthrough: Passthrough::default(),
             sharing: AtomicBool::new(true),
+            images: Images::default(),
             large_copy: Mutex::new(None),
             stale: crossbeam_channel::unbounded(),
         };
@@ -137,9 +142,16 @@ impl Files {
         &self.passthrough
     }
 
-    /// True until a copy showed that blocks cannot be shared here.
+    /// True unless a probe or a copy showed that blocks cannot be shared here.
     pub(super) fn shares_blocks(&self) -> bool {
         self.sharing.load(Ordering::Relaxed)
+    }
+
+    /// Tries whether they can.
+    pub fn probe_sharing(&self) {
+        if !copy::shares_in(self.chunk_files()).unwrap_or(false) {
+            self.cannot_share_blocks();
+        }
     }
 
     pub(super) fn cannot_share_blocks(&self) {
@@ -195,6 +207,7 @@ impl Files {
             let _syncing = file.syncing.lock();
             let mut state = file.state.write();
             state.modes.released(handle.io);
+            self.reclaim(&mut state);
             if state.opens() == 0 { self.close_last(&file, &mut state) } else { Ok(()) }
         };
         if handle.is_mappable() {
@@ -228,9 +241,14 @@ impl Files {
     /// Freezes the staged session, if there is one, after its slot covers all of its bytes.
     pub(super) fn freeze(&self, file: &Arc<LiveFile>, state: &mut State) -> Result<()> {
         let Some(staged) = &state.staged else { return Ok(()) };
-        let still_mapped = staged.backing.is_some()
-            && !lease::nobody_writes(&staged.file)
-                .map_err(|e| local_error(format!("lease on the file of inode {}", file.ino), e))?;
+        let is_free = |watch: &Watch| match watch.read {
+            // Also what only reads through a mapping: it must see what a later writer changes, and that one begins another
+            // file.
+            true => lease::nobody_has(&staged.file),
+            false => lease::nobody_writes(&staged.file),
+        };
+        let free = staged.backing.as_ref().map_or(Ok(true), is_free);
+        let still_mapped = !free.map_err(|e| local_error(format!("lease on the file of inode {}", file.ino), e))?;
         // After the lease: from then on nobody writes. One that may be written to is looked at once; each look would count.
         if !still_mapped || state.mapped_since.is_none() {
             self.observe(file.ino, state)?;
@@ -343,6 +361,7 @@ impl Files {
             let mut state = file.state.write();
             state.unnamed = true;
             if state.opens() == 0 {
+                self.reclaim(&mut state);
                 self.discard_sessions(&mut state);
             }
         }
@@ -415,6 +434,9 @@ impl Files {
         ino: InodeId,
         state: &'a mut State,
     ) -> Result<(&'a mut Staged, &'a mut Attributes)> {
+        if state.staged.is_none() {
+            self.thaw_if_held(ino, state)?;
+        }
         if state.staged.is_none() {
             let inode = self.meta.inode(ino)?;
             let attributes =

@@ -12,6 +12,10 @@
 //!               └─ passthrough, one backing file only ─┘
 //! ```
 //!
+//! The backing file is a session's, written and read, or a sealed image, only read. A reader can leave a mapping of an
+//! image behind that sees what is written into that file and nothing else. So whoever comes to change the content, also
+//! beside plain opens, first makes the image the session's file again, unless nobody has it any more.
+//!
 //! What the kernel does otherwise is `EIO` for the program: a plain open beside a passthrough one, a second backing file,
 //! passthrough beside a plain open, `FOPEN_DIRECT_IO` alone beside passthrough. Our count is never below the kernel's: it
 //! goes up before the reply and down with the RELEASE, which comes after the kernel has dropped its own.
@@ -52,6 +56,8 @@ pub enum Content {
     Staged,
     /// A session whose file is or was a backing file: the kernel may write into it.
     Backing,
+    /// A sealed image that the kernel may read by itself: passthrough readers have it, or a mapping of theirs may.
+    Lent,
 }
 
 /// What an open gets.
@@ -84,7 +90,7 @@ impl<B> Default for Modes<B> {
 }
 
 impl<B> Modes<B> {
-    /// Decides on one more open. `offered`: the mount has passthrough, and space to spare (D2).
+    /// Decides on one more open. `offered`: the mount has passthrough, and space to spare for writing (D2).
     pub fn decide(&self, content: Content, wish: &Wish, offered: bool) -> Decision {
         if self.plain > 0 {
             return Decision::Plain;
@@ -94,11 +100,12 @@ impl<B> Modes<B> {
             // Also when nobody has it open: a mapping may have outlived its descriptor, and a plain reader beside it would
             // not see what it stores.
             Content::Backing => Decision::Join(wish.io()),
-            Content::Settled { .. } if self.passthrough > 0 && changes => Decision::Thaw(wish.io()),
-            Content::Settled { .. } if self.passthrough > 0 => Decision::Join(wish.io()),
+            Content::Lent if changes => Decision::Thaw(wish.io()),
+            // Whether it is still whole or not: it is what the others have.
+            Content::Lent if self.passthrough > 0 => Decision::Join(wish.io()),
+            Content::Lent | Content::Settled { image: true } if !changes && !wish.direct => Decision::Image,
             Content::Settled { .. } if offered && wish.is_copy() => Decision::Begin,
-            Content::Settled { image: true } if offered && !changes && !wish.direct => Decision::Image,
-            Content::Settled { .. } | Content::Staged => Decision::Plain,
+            Content::Settled { .. } | Content::Staged | Content::Lent => Decision::Plain,
         }
     }
 
@@ -183,8 +190,10 @@ mod tests {
         /// Closed by programs, RELEASE on its way.
         releasing: Vec<(u32, Io)>,
         content: Option<Lies>,
-        /// Mappings of a backing file: the file they map.
-        mapped: Vec<u32>,
+        /// Mappings of a backing file: the file they map, and whether they can be written through.
+        mapped: Vec<(u32, bool)>,
+        /// Files that were backing files for reading and may be held.
+        lent: Option<u32>,
         next: u32,
         files: u32,
         registered: std::collections::HashMap<u32, u32>,
@@ -202,6 +211,7 @@ mod tests {
         fn content(&self) -> Content {
             match self.content {
                 None => Content::Settled { image: false },
+                Some(Lies::Sealed(file)) if self.lent == Some(file) => Content::Lent,
                 Some(Lies::Sealed(_)) => Content::Settled { image: true },
                 Some(Lies::Staged(_)) => Content::Staged,
                 Some(Lies::Backing(_)) => Content::Backing,
@@ -213,14 +223,50 @@ mod tests {
             self.files
         }
 
+        /// Whoever is about to change the content looks whether the image is still held.
+        fn reclaim(&mut self) {
+            if !self.modes.is_passthrough() && !self.mapped.iter().any(|&(file, _)| Some(file) == self.lent) {
+                self.lent = None;
+            }
+        }
+
+        /// The lent image is a session's file again (P3).
+        fn thaw(&mut self) {
+            let Some(Lies::Sealed(file)) = self.content else { panic!("only a sealed image is thawed") };
+            self.content = Some(Lies::Backing(file));
+            self.lent = None;
+        }
+
+        /// A change by request: a write, a truncate by name.
+        fn change(&mut self) {
+            self.reclaim();
+            match self.content() {
+                Content::Lent => self.thaw(),
+                Content::Settled { .. } => self.content = Some(Lies::Staged(self.new_file())),
+                Content::Staged | Content::Backing => {}
+            }
+            self.no_mapping_is_left_behind();
+        }
+
+        /// What a reader has mapped shows every change of the content.
+        fn no_mapping_is_left_behind(&self) {
+            let (Some(Lies::Staged(newest)) | Some(Lies::Backing(newest))) = self.content else { return };
+            for &(file, _) in &self.mapped {
+                assert_eq!(file, newest, "a mapping shows what was written before it, and never again anything else");
+            }
+        }
+
         fn open(&mut self, wish: Wish, offered: bool) {
+            let changes = wish.writes || wish.fresh;
+            if changes {
+                self.reclaim();
+            }
             let decision = self.modes.decide(self.content(), &wish, offered);
             let image = self.modes.is_passthrough() && matches!(self.content, Some(Lies::Sealed(_)));
             let io = match decision {
                 Decision::Plain => {
-                    if wish.writes || wish.fresh {
-                        let file = self.new_file();
-                        self.content = Some(Lies::Staged(file));
+                    if changes {
+                        self.change();
                     }
                     Io::Plain
                 }
@@ -229,14 +275,17 @@ mod tests {
                     self.content = Some(Lies::Backing(file));
                     Io::Passthrough
                 }
-                Decision::Image => Io::Passthrough,
+                Decision::Image => {
+                    let Some(Lies::Sealed(file)) = self.content else { panic!("only a sealed image is lent") };
+                    self.lent = Some(file);
+                    Io::Passthrough
+                }
                 Decision::Join(io) => {
                     assert!(!image || !(wish.writes || wish.fresh), "P3: a sealed file is never opened for writing");
                     io
                 }
                 Decision::Thaw(io) => {
-                    let Some(Lies::Sealed(file)) = self.content else { panic!("only a sealed image is thawed") };
-                    self.content = Some(Lies::Backing(file));
+                    self.thaw();
                     io
                 }
             };
@@ -253,9 +302,13 @@ mod tests {
                 assert_eq!(self.registered[&id.unwrap()], file, "passthrough is onto the newest content");
                 self.modes.opened(io, new);
             } else {
-                assert!(self.mapped.is_empty(), "S4: a plain open beside a mapping would not see its stores");
+                assert!(
+                    !self.mapped.iter().any(|&(_, writable)| writable),
+                    "S4: a plain open beside a mapping would not see its stores"
+                );
                 self.modes.opened(io, None);
             }
+            self.no_mapping_is_left_behind();
             assert!(self.kernel.accepts(io, id), "the kernel answers EIO: {io:?} {id:?} beside {:?}", self.kernel.open);
             self.next += 1;
             self.kernel.open.push((self.next, io, id));
@@ -266,11 +319,10 @@ mod tests {
                 return;
             }
             let (handle, io, id) = self.kernel.open.remove(index % self.kernel.open.len());
-            // A sealed file is not written through a mapping of a reader; only writers matter here.
-            if let (true, Some(id), Some(Lies::Backing(file))) = (maps, id, self.content)
-                && self.registered[&id] == file
-            {
-                self.mapped.push(file);
+            // Of a sealed file only readers have descriptors.
+            if let (true, Some(id)) = (maps, id) {
+                let file = self.registered[&id];
+                self.mapped.push((file, self.content == Some(Lies::Backing(file))));
             }
             self.releasing.push((handle, io));
         }
@@ -281,6 +333,7 @@ mod tests {
             }
             let (_, io) = self.releasing.remove(index % self.releasing.len());
             self.modes.released(io);
+            self.reclaim();
             self.seal();
         }
 
@@ -300,6 +353,8 @@ mod tests {
         Open(Wish, bool),
         Close(usize, bool),
         Release(usize),
+        /// By name, open or not.
+        Truncate,
         Unmap,
     }
 
@@ -320,6 +375,7 @@ mod tests {
             4 => (wish, prop::bool::weighted(0.9)).prop_map(|(wish, offered)| Op::Open(wish, offered)),
             3 => (any::<usize>(), prop::bool::weighted(0.2)).prop_map(|(index, maps)| Op::Close(index, maps)),
             3 => any::<usize>().prop_map(Op::Release),
+            1 => Just(Op::Truncate),
             1 => Just(Op::Unmap),
         ]
     }
@@ -335,6 +391,10 @@ mod tests {
                     Op::Open(wish, offered) => world.open(wish, offered),
                     Op::Close(index, maps) => world.close(index, maps),
                     Op::Release(index) => world.release(index),
+                    Op::Truncate => {
+                        world.change();
+                        world.seal();
+                    }
                     Op::Unmap => {
                         world.mapped.clear();
                         world.seal();
@@ -381,16 +441,23 @@ mod tests {
         assert_eq!(with(&[]).decide(IMAGE, &READ, true), Decision::Image);
         assert_eq!(with(&[]).decide(NONE, &READ, true), Decision::Plain);
         assert_eq!(with(&[]).decide(IMAGE, &EDIT, true), Decision::Plain);
-        assert_eq!(with(&[Io::Passthrough]).decide(IMAGE, &READ, true), Decision::Join(Io::Passthrough));
-        let evicted = with(&[Io::Passthrough]).decide(NONE, &READ, false);
-        assert_eq!(evicted, Decision::Join(Io::Passthrough), "what others have must be taken, image or not");
+        assert_eq!(with(&[]).decide(IMAGE, &READ, false), Decision::Image, "it takes no space");
+        let direct = Wish { direct: true, ..READ };
+        assert_eq!(with(&[]).decide(IMAGE, &direct, true), Decision::Plain, "of any alignment");
+        assert_eq!(with(&[Io::Passthrough]).decide(Content::Lent, &READ, false), Decision::Join(Io::Passthrough));
+        assert_eq!(with(&[Io::Passthrough]).decide(Content::Lent, &direct, false), Decision::Join(Io::Direct));
+        assert_eq!(with(&[]).decide(Content::Lent, &READ, false), Decision::Image, "again");
+        assert_eq!(with(&[Io::Plain]).decide(IMAGE, &READ, true), Decision::Plain);
     }
 
     #[test]
     fn p3_a_writer_beside_readers_of_the_image_thaws_it() {
         for wish in [EDIT, COPY, Wish { fresh: true, ..READ }] {
-            assert_eq!(with(&[Io::Passthrough]).decide(IMAGE, &wish, true), Decision::Thaw(Io::Passthrough));
+            assert_eq!(with(&[Io::Passthrough]).decide(Content::Lent, &wish, true), Decision::Thaw(Io::Passthrough));
+            let mapped = with(&[]).decide(Content::Lent, &wish, false);
+            assert_eq!(mapped, Decision::Thaw(Io::Passthrough), "a mapping is a reader too");
         }
+        assert_eq!(with(&[Io::Plain]).decide(Content::Lent, &EDIT, true), Decision::Plain, "its first write thaws");
     }
 
     #[test]

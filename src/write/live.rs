@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::iomode::Modes;
 use super::layers::Layer;
+use super::lend::Lent;
 use super::opening::Backing;
 use super::session::{Frozen, Staged};
 use crate::clock::{Instant, Timestamp};
@@ -34,6 +35,8 @@ pub struct State {
     pub modes: Modes<Backing>,
     /// Since when it is closed and yet not sealed, as a mapping may still be written through (S4).
     pub mapped_since: Option<Instant>,
+    /// The sealed file that the kernel reads by itself, for passthrough readers or what they left mapped (P3).
+    pub lent: Option<Lent>,
     /// Its backing file is being copied (P4).
     pub exporting: bool,
     /// It lost its last name: no slot, no seal, its bytes go with the last close.
@@ -66,6 +69,7 @@ impl LiveFile {
             state: RwLock::new(State {
                 modes: Modes::default(),
                 mapped_since: None,
+                lent: None,
                 exporting: false,
                 unnamed: false,
                 dead: false,
@@ -97,6 +101,7 @@ impl State {
 
     /// Nothing holds it any more: not open, no session.
     pub fn is_idle(&self) -> bool {
-        self.opens() == 0 && !self.exporting && self.staged.is_none() && self.frozen.is_empty()
+        let stands = self.lent.is_none() && self.staged.is_none() && self.frozen.is_empty();
+        stands && self.opens() == 0 && !self.exporting
     }
 }

@@ -15,6 +15,7 @@ pub mod gather;
 pub mod io;
 pub mod iomode;
 pub mod layers;
+pub mod lend;
 pub mod live;
 pub mod opening;
 pub mod pipeline;

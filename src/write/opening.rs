@@ -10,10 +10,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
+
 use super::files::{Files, local_error};
 use super::iomode::{Content, Decision, Io, Wish};
 use super::live::{Attributes, State};
 use super::session::{Permit, Staged, remove_files};
+use crate::chunk::file::ChunkFiles;
 use crate::clock::{self, Timestamp};
 use crate::id::InodeId;
 use crate::meta::Result;
@@ -94,12 +97,40 @@ impl Handle {
 #[derive(Debug, Default)]
 pub struct Passthrough {
     on: AtomicBool,
+    why_not: Mutex<Option<String>>,
 }
 
 impl Passthrough {
-    /// Offers it from now on.
-    pub fn enable(&self) {
-        self.on.store(true, Ordering::Release);
+    /// Offers it from now on, if `probe` finds that the kernel takes a backing file of the state directory (P5). Says it
+    /// once if not.
+    pub fn probe(&self, files: &ChunkFiles, register: impl FnOnce(&File) -> io::Result<()>) {
+        let probed = files.nameless().and_then(|file| register(&file));
+        match probed {
+            Ok(()) => {
+                *self.why_not.lock() = None;
+                self.on.store(true, Ordering::Release);
+            }
+            Err(error) => {
+                let why = match error.raw_os_error() {
+                    Some(libc::EPERM) => "this user may not register backing files (CAP_SYS_ADMIN)".into(),
+                    Some(libc::ELOOP) => "the state directory lies on a stacked filesystem such as overlayfs".into(),
+                    _ => format!("the kernel takes no backing file: {error}"),
+                };
+                self.is_off(why);
+            }
+        }
+    }
+
+    /// It is not offered in this mount, and why.
+    pub fn is_off(&self, why: String) {
+        tracing::warn!("no passthrough, reads and writes go through requests: {why}");
+        self.on.store(false, Ordering::Release);
+        *self.why_not.lock() = Some(why);
+    }
+
+    /// Why the kernel does no I/O on local files by itself, if it does none.
+    pub fn why_not(&self) -> Option<String> {
+        self.why_not.lock().clone()
     }
 
     /// True while it is offered.
@@ -108,15 +139,16 @@ impl Passthrough {
     }
 
     /// A backing file could not be registered. What will not get better turns passthrough off.
-    fn refused(&self, error: &io::Error) {
+    pub(super) fn refused(&self, error: &io::Error) {
         let for_good = matches!(
             error.raw_os_error(),
             Some(libc::EPERM | libc::ELOOP | libc::ENOTTY | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS)
         );
         if for_good {
-            self.on.store(false, Ordering::Release);
+            self.is_off(format!("the kernel takes no backing file: {error}"));
+        } else {
+            tracing::warn!(%error, "no passthrough this time: the kernel does not take a backing file");
         }
-        tracing::warn!(%error, for_good, "no passthrough: the kernel does not take a backing file");
     }
 }
 
@@ -133,7 +165,7 @@ impl Files {
     ) -> Result<()> {
         let promised = truncate.and_then(|_| self.promised(ino));
         let _syncing = promised.as_ref().map(|file| file.syncing.lock());
-        let _gate = wish.fresh.then(|| self.gate.read());
+        let _gate = (wish.fresh || wish.writes).then(|| self.gate.read());
         let (file, result) = self.with_live(ino, parent, |file, state| {
             let kept = match truncate {
                 Some(_) => self.keep_promised(file, state, promised.as_ref()),
@@ -155,10 +187,20 @@ impl Files {
         truncate: Option<Timestamp>,
         kernel: &mut dyn Kernel,
     ) -> Result<()> {
+        let changes = wish.writes || wish.fresh;
+        if changes {
+            self.reclaim(state);
+        }
+        let may_lend = !changes && !wish.direct && state.opens() == 0 && self.passthrough.is_on();
+        let image = match (&state.staged, &state.lent) {
+            (None, None) if may_lend => self.image_of(ino, state)?,
+            _ => None,
+        };
         let content = match &state.staged {
             Some(staged) if staged.backing.is_some() => Content::Backing,
             Some(_) => Content::Staged,
-            None => Content::Settled { image: false },
+            None if state.lent.is_some() => Content::Lent,
+            None => Content::Settled { image: image.is_some() },
         };
         let offered = self.passthrough.is_on() && self.space.has_room_to_spare();
         let (io, registered) = match state.modes.decide(content, wish, offered) {
@@ -169,7 +211,14 @@ impl Files {
                     (Io::Plain, None)
                 }
             },
-            Decision::Join(io) | Decision::Thaw(io) => {
+            Decision::Image => match self.lend(ino, state, image, kernel)? {
+                Some(registered) => (Io::Passthrough, Some(registered)),
+                None => (Io::Plain, None),
+            },
+            decision @ (Decision::Join(io) | Decision::Thaw(io)) => {
+                if let Decision::Thaw(_) = decision {
+                    self.thaw(ino, state)?;
+                }
                 let registered = match (state.modes.backing(), &state.staged) {
                     (None, Some(staged)) => Some(
                         kernel
@@ -181,16 +230,17 @@ impl Files {
                 self.truncate_locked(ino, state, truncate)?;
                 (io, registered)
             }
-            Decision::Plain | Decision::Image => {
+            Decision::Plain => {
                 self.truncate_locked(ino, state, truncate)?;
                 (Io::Plain, None)
             }
         };
         let handle = Handle::new(wish, io);
-        if handle.is_mappable()
+        if io != Io::Plain
             && let Some(watch) = state.staged.as_mut().and_then(|staged| staged.backing.as_mut())
         {
-            watch.mappable = true;
+            watch.mappable |= handle.is_mappable();
+            watch.read |= handle.reads;
         }
         state.mapped_since = None;
         state.modes.opened(io, registered);
@@ -266,6 +316,24 @@ impl Kernel for NoKernel {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn p5_passthrough_is_offered_after_a_probe_that_works_and_says_why_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ChunkFiles::new(dir.path()).unwrap();
+        let passthrough = Passthrough::default();
+        for (errno, says) in [(libc::EPERM, "CAP_SYS_ADMIN"), (libc::ELOOP, "overlayfs"), (libc::ENODEV, "device")] {
+            passthrough.probe(&files, |_| Err(io::Error::from_raw_os_error(errno)));
+            assert!(!passthrough.is_on());
+            assert!(passthrough.why_not().unwrap().contains(says), "{:?}", passthrough.why_not());
+        }
+        passthrough.probe(&files, |file| file.metadata().map(drop));
+        assert_eq!((passthrough.is_on(), passthrough.why_not()), (true, None));
+        passthrough.refused(&io::Error::from_raw_os_error(libc::ENOMEM));
+        assert!(passthrough.is_on(), "it may work next time");
+        passthrough.refused(&io::Error::from_raw_os_error(libc::ELOOP));
+        assert!(!passthrough.is_on());
+    }
 
     #[test]
     fn a_handle_survives_being_a_number() {

@@ -27,7 +27,7 @@ use super::gather::{self, Closing, Piece};
 use super::seal::{self, Sealed};
 use super::session::{remove_files, remove_records};
 use crate::clock::{self, Instant};
-use crate::id::{ChunkHash, InodeId, SessionId};
+use crate::id::{ChunkFileId, ChunkHash, InodeId, SessionId};
 use crate::meta::Result;
 use crate::meta::commit::{Batch, Committed, SealedChunk, SealedExtent, SealedPiece, SealedSession};
 use crate::priority;
@@ -119,7 +119,7 @@ fn run_sealer(files: &Files, queue: &Receiver<SealJob>, sender: &Sender<Ready>, 
             }
             Err(error) => {
                 if job.file.state.read().unnamed && files.meta.sync().is_ok() {
-                    files.settle(&job, End::Discarded);
+                    files.settle(&job, End::Discarded, None);
                     continue;
                 }
                 if files.meta.latched().is_some() {
@@ -293,7 +293,7 @@ impl Committer {
         ended.extend(dead.iter().map(|ready| ready.job.frozen.id));
         for id in outcome.committed {
             let index = index_of[&id];
-            self.files.settle(&live[index].job, End::Committed);
+            self.files.settle(&live[index].job, End::Committed, outcome.files[index]);
             if outcome.files[index].is_none() {
                 // No chunk lies in it. After the layer: a reader that finds no file plans again, without the layer.
                 let path = &live[index].job.frozen.path;
@@ -307,10 +307,10 @@ impl Committer {
             let index = index_of[&id];
             // As filler of a shared chunk its file has a row and serves on.
             let end = if outcome.files[index].is_some() { End::Filler } else { End::Discarded };
-            self.files.settle(&live[index].job, end);
+            self.files.settle(&live[index].job, end, None);
         }
         for ready in dead {
-            self.files.settle(&ready.job, End::Discarded);
+            self.files.settle(&ready.job, End::Discarded, None);
         }
         failed.map_or(Ok(()), Err)
     }
@@ -469,12 +469,15 @@ impl Files {
         Hurry { files: self }
     }
 
-    /// Takes a session that came to its end out of its live file.
-    fn settle(&self, job: &SealJob, end: End) {
+    /// Takes a session that came to its end out of its live file. `file`: the row of its chunk file.
+    fn settle(&self, job: &SealJob, end: End, file: Option<ChunkFileId>) {
         {
             let mut state = job.file.state.write();
             self.space.add(-(job.frozen.accounted as i64));
-            if end != End::Committed && state.opens() > 0 {
+            if end == End::Committed {
+                state.frozen.retain(|frozen| frozen.id != job.frozen.id);
+                self.learn_image(job, &state, file);
+            } else if state.opens() > 0 {
                 // Still read through an open handle: the descriptor keeps its bytes, whatever becomes of the name.
                 match self.open_files.files().open(&job.frozen.path) {
                     Ok(file) => drop(job.frozen.kept.set(Arc::new(file))),

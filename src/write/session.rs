@@ -180,6 +180,39 @@ impl Staged {
         })
     }
 
+    /// Begins a session on a file that is there and that the kernel may read by itself: all of its `size` bytes are
+    /// written anew (P3).
+    pub fn thaw(files: &ChunkFiles, name: SessionName, now: Instant) -> io::Result<Staged> {
+        let path = name.path();
+        let file = Arc::new(files.open(&path)?);
+        let mut watch = Watch::new(&file)?;
+        watch.read = true;
+        Ok(Staged {
+            id: name.session,
+            base: name.base,
+            whole: true,
+            base_limit: 0,
+            path,
+            file,
+            ranges: RangeSet::default(),
+            log: None,
+            dirtyings: 1,
+            slot_dirtyings: 0,
+            has_slot: false,
+            fsynced: false,
+            // Its bytes are on disk, but not as one state with those that come: none of it counts after a power cut
+            // before the next sync, and the generation before stays.
+            synced_size: None,
+            slot_synced_size: None,
+            entry_synced: false,
+            began: now,
+            accounted: 0,
+            unchecked: 0,
+            permit: None,
+            backing: Some(watch),
+        })
+    }
+
     /// Makes its file a backing file of the kernel: what `register` gets is open for reading only, as a writable descriptor
     /// of ours would hide from the lease whether somebody else can write (S4).
     pub fn back<T>(&mut self, files: &ChunkFiles, register: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {

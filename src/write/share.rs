@@ -43,6 +43,13 @@ impl Files {
         if !states.iter().all(|(_, state)| standing(state)) {
             return Ok(None);
         }
+        for (_, state) in states.iter_mut().filter(|(ino, _)| *ino == to) {
+            self.reclaim(state);
+            if state.lent.is_some() {
+                // Who reads its file past us would not see the copy (P3).
+                return Ok(None);
+            }
+        }
         let source = self.meta.inode(from)?;
         let length = length.min(source.size.saturating_sub(at));
         if length < LENGTH_MIN {

@@ -293,6 +293,7 @@ impl Files {
                 }
                 state.opens() == 0 && state.staged.is_some()
             };
+            self.reclaim_when_due(&file, now);
             if unfinished {
                 let _syncing = file.syncing.lock();
                 let mut state = file.state.write();

@@ -54,6 +54,8 @@ pub struct Watch {
     pub seen: Seen,
     /// A descriptor that can be mapped for writing had it open.
     pub mappable: bool,
+    /// A descriptor for reading had it open, so a mapping may be left that must see later changes.
+    pub read: bool,
     fine_times: bool,
 }
 
@@ -62,7 +64,7 @@ impl Watch {
     pub fn new(file: &File) -> io::Result<Watch> {
         let filesystem = rustix::fs::fstatfs(file)?.f_type as u64;
         let fine_times = kernel_is_fine() && FINE_FILESYSTEMS.contains(&filesystem);
-        Ok(Watch { seen: Seen::of(file)?, mappable: false, fine_times })
+        Ok(Watch { seen: Seen::of(file)?, mappable: false, read: false, fine_times })
     }
 
     /// True if it is not as at the last look.

@@ -16,6 +16,7 @@ mod fencing;
 mod fixtures;
 mod fstab;
 mod interruption;
+mod lent;
 mod outage;
 mod passthrough;
 mod programs;

@@ -18,27 +18,43 @@ use crate::support::tree::noise;
 
 const MIB: usize = 1 << 20;
 
-fn create(path: &Path) -> File {
+pub fn create(path: &Path) -> File {
     OpenOptions::new().write(true).create(true).truncate(true).open(path).unwrap()
 }
 
-fn edit(path: &Path) -> File {
+pub fn edit(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(path).unwrap()
 }
 
 /// A mapping that does not hold on to its descriptor.
-struct Mapping {
+pub struct Mapping {
     address: *mut libc::c_void,
     length: usize,
 }
 
 impl Mapping {
     fn new(file: &File, length: usize) -> Mapping {
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        Mapping::with(file, length, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    /// One that cannot be written through.
+    pub fn reading(file: &File, length: usize) -> Mapping {
+        Mapping::with(file, length, libc::PROT_READ)
+    }
+
+    fn with(file: &File, length: usize, protection: i32) -> Mapping {
+        let null = std::ptr::null_mut();
         // SAFETY: a fresh mapping of an open file.
-        let address = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, file.as_raw_fd(), 0) };
+        let address = unsafe { libc::mmap(null, length, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         assert_ne!(address, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         Mapping { address, length }
+    }
+
+    /// What it shows; the file is at least as long.
+    pub fn bytes(&self, offset: usize, length: usize) -> &[u8] {
+        assert!(offset + length <= self.length);
+        // SAFETY: inside the mapping. The bytes may change under us, as in any shared mapping; they are only compared.
+        unsafe { std::slice::from_raw_parts(self.address.cast::<u8>().add(offset), length) }
     }
 
     fn store(&self, offset: usize, bytes: &[u8]) {
@@ -56,7 +72,7 @@ impl Drop for Mapping {
 }
 
 /// Everything on target `a`, restored and read through a mount of its own, is as `expected`.
-fn assert_restored(place: &Place, expected: &[(&str, &[u8])]) {
+pub fn assert_restored(place: &Place, expected: &[(&str, &[u8])]) {
     assert_eq!(place.restore("restored", &[place.uri("a")]).code, 0);
     let mounted = place.mount_read_only("restored");
     for (name, bytes) in expected {
