@@ -140,7 +140,8 @@ fn write_until(mounted: &Mounted<'_>, size: usize, most: usize, end: Errno) -> u
         match write(&mounted.path(&format!("f{index}")), &noise(index as u64 + 1, size)) {
             Ok(()) => {}
             Err(refused) => {
-                assert_eq!(refused, end);
+                // A quota may free what it keeps from writers at this very moment: then it is room that is missing.
+                assert!(refused == end || refused == Errno::NOSPC, "{refused:?}");
                 return index;
             }
         }
