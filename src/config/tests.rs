@@ -272,3 +272,21 @@ async fn building_touches_nothing() {
     assert_eq!(target.get("k", 1).await.unwrap_err().kind, Kind::NotFound);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn compaction_is_on_and_every_threshold_can_be_set() {
+    assert!(parse("").unwrap().compaction.enabled);
+    let text = "[compaction]\nenabled = false\nrate = \"5 MiB/s\"\nmin_garbage = \"1 GiB\"\nquiet = \"1h\"\nlag_max = \"1 MB\"";
+    let set = Compaction {
+        enabled: false,
+        rate: 5 << 20,
+        min_garbage: 1 << 30,
+        quiet: Duration::from_secs(3600),
+        lag_max: 1_000_000,
+    };
+    assert_eq!(parse(text).unwrap().compaction, set);
+    assert!(complaint("[compaction]\nrate = \"5 MiB\"").contains("write a rate as \"1 MiB/s\""));
+    assert!(complaint("[compaction]\nmin_garbage = \"1 KiB\"").contains("at least 64 KiB"));
+    assert!(complaint("[compaction]\nquiet = \"0s\"").contains("at least 1s"));
+    assert!(complaint("[compaction]\nrates = 1").contains("unknown key"));
+}

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// Which filesystem.
     pub filesystem: Filesystem,
-    /// True only if every record and every dirty session, open ones too, is on every target.
+    /// True only if every change and every dirty session, open ones too, is on every target. Chunks that are being rewritten
+    /// do not count: their bytes are where they were.
     pub safe: bool,
     /// What is not yet on every target.
     pub unreplicated: Unreplicated,

@@ -75,6 +75,9 @@ pub mod decisions {
     #[doc = include_str!("decisions/gc.md")]
     pub mod gc {}
 
+    #[doc = include_str!("decisions/compaction.md")]
+    pub mod compaction {}
+
     #[doc = include_str!("decisions/zeros.md")]
     pub mod zeros {}
 

@@ -222,7 +222,7 @@ impl Tx<'_> {
             );
         }
         // What was emptied since the slot was taken is emptied for these bytes, too (O5).
-        self.follow_repacks(manifest, slot.seq, content.chunks.iter().map(|(hash, _)| *hash), deltas)?;
+        self.follow_repacks(manifest, slot.seq, &content, deltas)?;
         self.end_slot(&slot, &Change::Content(content))?;
         self.delete_session(session.session)?;
         inode.update(self)?;

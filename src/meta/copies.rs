@@ -71,9 +71,11 @@ impl Meta {
                     bit: target.bit,
                     lacking_bytes: sum(
                         conn,
+                        // Bytes that a repack moves, which it has not got yet, lie there where they lay before.
                         "SELECT coalesce(sum(e.length), 0) FROM extent e JOIN chunk c ON c.id = e.chunk \
-                         WHERE e.manifest = ?1 AND c.placed & ?2 = 0",
-                        params![manifest, target.bit.mask() as i64],
+                         WHERE e.manifest = ?1 AND c.placed & ?2 = 0 AND NOT EXISTS \
+                         (SELECT 1 FROM repacked r WHERE r.to_chunk = c.id AND r.seq > ?3)",
+                        params![manifest, target.bit.mask() as i64, target.shipped_seq],
                     )?,
                     shipped_seq: target.shipped_seq,
                 });

@@ -34,7 +34,8 @@ const STEPS: [&str; 2] = [
      CREATE TABLE target_change (name TEXT PRIMARY KEY, uri TEXT, configured TEXT) STRICT, WITHOUT ROWID;
      CREATE TABLE seq_time (seq INTEGER PRIMARY KEY, secs INTEGER NOT NULL) STRICT;",
     // 3: chunks that are rewritten (S10, O5): who refers to a chunk, what of it is alive, repacks that are not over.
-    "CREATE INDEX chunk_sparse ON chunk (id) WHERE dead_seq IS NULL AND length - 2 * bytes_referenced > 0;
+    "CREATE INDEX chunk_claimed ON chunk (id) WHERE claimed <> 0;
+     CREATE INDEX chunk_sparse ON chunk (id) WHERE dead_seq IS NULL AND length - 2 * bytes_referenced > 0;
      CREATE INDEX extent_chunk ON extent (chunk, chunk_offset);
      ALTER TABLE chunk_sum ADD COLUMN alive_bytes INTEGER NOT NULL DEFAULT 0;
      ALTER TABLE chunk_sum ADD COLUMN live_bytes INTEGER NOT NULL DEFAULT 0;

@@ -361,6 +361,35 @@ impl Tx<'_> {
         self.recount_tally(bit)
     }
 
+    /// Takes a target's bit from a chunk that it turned out not to have, right: whoever pins waits for it. False: it had no
+    /// bit.
+    pub(super) fn misplace(&mut self, bit: TargetBit, chunk: ChunkId) -> Result<bool> {
+        let Some(row) = self.find_chunk_bits(chunk)? else { return Ok(false) };
+        let changed = self
+            .conn()
+            .prepare_cached(
+                "UPDATE chunk SET placed = placed & ~?2, claimed = claimed & ~?2, incomplete = 1 \
+                 WHERE id = ?1 AND (placed | claimed) & ?2 <> 0",
+            )?
+            .execute(params![chunk, bit.mask() as i64])?;
+        if changed == 0 {
+            return Ok(false);
+        }
+        let pinning = self.pinning_mask()?;
+        let placed = row.placed & !bit.mask();
+        // Of one that was complete all wait who lack it; else only this target begins to.
+        let waiting = if row.incomplete { bit.mask() & row.placed } else { !placed };
+        self.shift_pending(pinning & waiting, 1, row.length)?;
+        if row.placed & bit.mask() != 0 {
+            self.conn()
+                .prepare_cached(
+                    "UPDATE tally SET placed_chunks = placed_chunks - 1, placed_bytes = placed_bytes - ?2 WHERE bit = ?1",
+                )?
+                .execute(params![bit, row.length as i64])?;
+        }
+        Ok(true)
+    }
+
     fn chunk_bits(&self, chunk: ChunkId) -> Result<ChunkBits> {
         self.find_chunk_bits(chunk)?.ok_or_else(|| Error::Damaged(format!("chunk {chunk} has no row")))
     }

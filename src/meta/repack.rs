@@ -17,13 +17,13 @@
 //!   ([`Tx::follow_repacks`]). The table `repacked` keeps what that needs while such a slot is open.
 //! - One transaction moves few references (D8): a rewrite is many records, each true by itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use rusqlite::{OptionalExtension, params};
 
 use super::extent::{self, RefDeltas};
 use super::{Error, Meta, Result, Tx, journal, target};
-use crate::format::record::{Change, Extent};
+use crate::format::record::{Change, Content, Extent};
 use crate::id::{ChunkHash, ChunkId, ManifestId, Seq};
 
 /// References that are looked up together.
@@ -182,6 +182,18 @@ impl Meta {
         })
     }
 
+    /// True if every record after `shipped` is a repack: whoever lacks them lacks no change.
+    pub fn only_repacks_after(&self, shipped: Seq) -> Result<bool> {
+        self.read(|conn| {
+            let (records, repacks): (i64, i64) = conn
+                .prepare_cached(
+                    "SELECT (SELECT seq FROM counter) - ?1, (SELECT count(*) FROM repacked WHERE seq > ?1)",
+                )?
+                .query_row([shipped], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(records == repacks)
+        })
+    }
+
     /// Takes a place in history that changes nothing. What died by a commit that filled an older place is known to be dead
     /// only at the next place (T5): on a filesystem that nobody changes any more this is it. False: there is no need.
     pub fn step_history(&self) -> Result<bool> {
@@ -211,7 +223,7 @@ impl Tx<'_> {
         check(moves, from_length as u64, into.length)?;
         let mut made = None;
         let mut deltas = RefDeltas::default();
-        let moved = self.move_references(from, None, moves, &mut deltas, |tx, _| match made {
+        let moved = self.move_references(from, moves, &mut deltas, |tx, _| match made {
             Some(id) => Ok(id),
             None => {
                 let id = tx.store_one_chunk(into.hash, into.length)?;
@@ -233,41 +245,48 @@ impl Tx<'_> {
         Ok(moved)
     }
 
-    /// Applies the repacks that are younger than `slot` to content that has just taken that place, as replay will.
+    /// Applies the repacks that are younger than `slot` to content that has just taken that place, as replay will: to what
+    /// this record brings, and to nothing else of the file, however it came where it lies.
     pub(super) fn follow_repacks(
         &mut self,
         manifest: ManifestId,
         slot: Seq,
-        named: impl IntoIterator<Item = ChunkHash>,
+        content: &Content,
         deltas: &mut RefDeltas,
     ) -> Result<()> {
         let mut due = BTreeMap::new();
-        let mut seen = BTreeSet::new();
-        for hash in named {
-            if seen.insert(hash) {
-                self.repacks_of(hash, slot, &mut due)?;
-            }
+        for (hash, _) in &content.chunks {
+            self.repacks_of(*hash, slot, &mut due)?;
         }
+        if due.is_empty() {
+            return Ok(());
+        }
+        let piece = |extent: &Extent| {
+            let (chunk, length) = content.chunks.get(extent.chunk as usize).copied()?;
+            Some(Piece {
+                offset: extent.offset,
+                length: extent.length,
+                chunk,
+                chunk_length: length,
+                at: extent.chunk_offset,
+                moved: false,
+            })
+        };
+        let mut pieces: Vec<Piece> = content.extents.iter().filter_map(piece).collect();
         // In order of history: what one brought to a chunk, a later one may take on.
         while let Some((seq, change)) = due.pop_first() {
             let Change::Repack { from, chunks, moves } = change else {
                 return Err(Error::Damaged(format!("record {seq} is kept as a repack and is none")));
             };
-            let from: Option<ChunkId> = self
-                .conn()
-                .prepare_cached("SELECT id FROM chunk WHERE hash = ?1")?
-                .query_row([from], |row| row.get(0))
-                .optional()?;
-            let (Some(from), Some((hash, length))) = (from, chunks.first().copied()) else { continue };
-            if !self.has_bytes(hash)? {
-                // Nobody keeps history for anybody: whoever comes gets a later state, as it is here.
-                continue;
+            let Some(into) = chunks.first().copied() else { continue };
+            // Without its bytes nobody keeps history for anybody: whoever comes gets a later state, as it is here.
+            if self.has_bytes(into.0)? && follow(&mut pieces, from, into, &moves) {
+                self.repacks_of(into.0, seq, &mut due)?;
             }
-            let moved =
-                self.move_references(from, Some(manifest), &moves, deltas, |tx, _| tx.store_one_chunk(hash, length))?;
-            if moved > 0 {
-                self.repacks_of(hash, seq, &mut due)?;
-            }
+        }
+        for piece in pieces.iter().filter(|piece| piece.moved) {
+            let chunk = self.store_one_chunk(piece.chunk, piece.chunk_length)?;
+            extent::replace(self, manifest, piece.offset, piece.length, Some((chunk, piece.at)), deltas)?;
         }
         Ok(())
     }
@@ -295,12 +314,11 @@ impl Tx<'_> {
             .exists([hash])?)
     }
 
-    /// Moves the references to ranges of `from`, of one manifest or of all. `moves` ascend and do not overlap; `id` gives the
-    /// row of the chunk with an index of theirs. Returns how many bytes moved.
+    /// Moves the references to ranges of `from`. `moves` ascend and do not overlap; `id` gives the row of the chunk with an
+    /// index of theirs. Returns how many bytes moved.
     pub(super) fn move_references(
         &mut self,
         from: ChunkId,
-        only: Option<ManifestId>,
         moves: &[Extent],
         deltas: &mut RefDeltas,
         mut id: impl FnMut(&mut Self, u32) -> Result<ChunkId>,
@@ -315,10 +333,10 @@ impl Tx<'_> {
                 .prepare_cached(
                     "SELECT manifest, offset, length, chunk, chunk_offset FROM extent INDEXED BY extent_chunk \
                      WHERE chunk = ?1 AND chunk_offset < ?2 AND chunk_offset + length > ?3 \
-                     AND (chunk_offset, manifest, offset) > (?4, ?5, ?6) AND (?7 IS NULL OR manifest = ?7) \
-                     ORDER BY chunk_offset, manifest, offset LIMIT ?8",
+                     AND (chunk_offset, manifest, offset) > (?4, ?5, ?6) \
+                     ORDER BY chunk_offset, manifest, offset LIMIT ?7",
                 )?
-                .query_map(params![from, end, start, after.0, after.1, after.2, only, PAGE], reference)?
+                .query_map(params![from, end, start, after.0, after.1, after.2, PAGE], reference)?
                 .collect::<rusqlite::Result<_>>()?;
             let Some(last) = page.last() else { return Ok(moved) };
             after = (last.chunk_offset as i64, last.manifest, last.offset as i64);
@@ -336,6 +354,56 @@ impl Tx<'_> {
             }
         }
     }
+}
+
+/// A run of content on its way to where it lies now.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    /// In the file.
+    offset: u64,
+    length: u64,
+    chunk: ChunkHash,
+    /// Bytes of the whole chunk.
+    chunk_length: u64,
+    /// In the chunk.
+    at: u64,
+    moved: bool,
+}
+
+/// Moves what lies in ranges of `from`, cut at the borders of moves. True: something did.
+fn follow(pieces: &mut Vec<Piece>, from: ChunkHash, into: (ChunkHash, u64), moves: &[Extent]) -> bool {
+    let mut any = false;
+    let mut after = Vec::with_capacity(pieces.len());
+    for piece in pieces.drain(..) {
+        let end = piece.at + piece.length;
+        let part = |from: u64, to: u64| Piece {
+            offset: piece.offset + (from - piece.at),
+            length: to - from,
+            at: from,
+            ..piece
+        };
+        if piece.chunk != from {
+            after.push(piece);
+            continue;
+        }
+        let mut at = piece.at;
+        let first = moves.partition_point(|one| one.offset + one.length <= piece.at);
+        for one in moves[first..].iter().take_while(|one| one.offset < end) {
+            let (start, stop) = (one.offset.max(piece.at), (one.offset + one.length).min(end));
+            if at < start {
+                after.push(part(at, start));
+            }
+            let (chunk, chunk_length) = into;
+            let lies = one.chunk_offset + (start - one.offset);
+            after.push(Piece { chunk, chunk_length, at: lies, moved: true, ..part(start, stop) });
+            (at, any) = (stop, true);
+        }
+        if at < end {
+            after.push(part(at, end));
+        }
+    }
+    *pieces = after;
+    any
 }
 
 /// The moves of a record of ours are as a reader of it demands.

@@ -176,6 +176,21 @@ fn o5_content_that_fills_a_slot_older_than_a_repack_follows_it() {
 }
 
 #[test]
+fn regression_only_what_a_late_content_brings_follows_older_repacks() {
+    let (_dir, meta) = store();
+    let (a, b) = meta.write(|tx| Ok((file(tx, b"a"), file(tx, b"b")))).unwrap();
+    write(&meta, a, 1, &[(7, 0, 10, 0)]);
+    write(&meta, b, 2, &[(1, 0, 10, 0)]);
+    reserve(&meta, a, 3, false);
+    repack(&meta, 1, 8, &[(0, 10, 20)]);
+    // What lay elsewhere comes to the emptied range, in the same file, after it was emptied: it stays there.
+    repack(&meta, 7, 1, &[(0, 10, 0)]);
+    meta.write(|tx| tx.commit_content(&batch(3, a, false, &[(1, 30, 5, 2)]))).unwrap();
+    assert_eq!(contents(&meta)[..2], [(a, 0, 10, chunk(1), 0), (a, 30, 5, chunk(8), 22)]);
+    check(&meta);
+}
+
+#[test]
 fn o5_repacks_are_kept_while_an_older_slot_is_open_or_a_follower_lacks_them() {
     let (_dir, meta) = store();
     let bit = TargetBit::new(0).unwrap();

@@ -416,7 +416,7 @@ impl Tx<'_> {
         }
         let mut ids = ChunkIds::new(chunks);
         let mut deltas = RefDeltas::default();
-        self.move_references(from_id, None, moves, &mut deltas, |tx, index| ids.id(tx, at, index))?;
+        self.move_references(from_id, moves, &mut deltas, |tx, index| ids.id(tx, at, index))?;
         deltas.apply(self)
     }
 

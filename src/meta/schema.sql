@@ -40,6 +40,7 @@ CREATE TABLE chunk (
 ) STRICT;
 CREATE INDEX chunk_todo ON chunk (id) WHERE incomplete = 1;
 CREATE INDEX chunk_dead ON chunk (dead_seq) WHERE dead_seq IS NOT NULL;
+CREATE INDEX chunk_claimed ON chunk (id) WHERE claimed <> 0;
 CREATE INDEX chunk_sparse ON chunk (id) WHERE dead_seq IS NULL AND length - 2 * bytes_referenced > 0;   -- S10: worth a rewrite
 CREATE TABLE extent (
   manifest INTEGER NOT NULL, offset INTEGER NOT NULL,

@@ -13,6 +13,9 @@ use crate::id::{ChunkHash, ChunkId, TargetBit};
 /// Rows looked at for one page: a reader takes at most 100 ms (D8).
 const PAGE_ROWS_MAX: usize = 20_000;
 
+/// Claims that one transaction clears (D8).
+const CLAIMS_AT_ONCE: usize = 256;
+
 /// Chunks that a target should hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PlacedPage {
@@ -62,6 +65,32 @@ impl Meta {
         })
     }
 
+    /// True if a restore claimed copies on a target that nobody has seen since (D6).
+    pub fn has_claims(&self, bit: TargetBit) -> Result<bool> {
+        self.read(|conn| {
+            let mut statement = conn.prepare_cached("SELECT 1 FROM chunk WHERE claimed <> 0 AND claimed & ?1 <> 0")?;
+            Ok(statement.exists([bit.mask() as i64])?)
+        })
+    }
+
+    /// Up to `limit` claimed copies on a target were seen: they count like any other. True while there may be more.
+    pub fn prove_claims(&self, bit: TargetBit, limit: usize) -> Result<bool> {
+        let page: Vec<ChunkId> = self.read(|conn| {
+            let mut statement =
+                conn.prepare_cached("SELECT id FROM chunk WHERE claimed <> 0 AND claimed & ?1 <> 0 LIMIT ?2")?;
+            let rows = statement.query_map(params![bit.mask() as i64, limit as i64], |row| row.get(0))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        for few in page.chunks(CLAIMS_AT_ONCE) {
+            self.write(|tx| {
+                let mut update = tx.conn().prepare_cached("UPDATE chunk SET claimed = claimed & ~?2 WHERE id = ?1")?;
+                few.iter().try_for_each(|id| update.execute(params![id, bit.mask() as i64]).map(drop))?;
+                Ok(())
+            })?;
+        }
+        Ok(page.len() == limit)
+    }
+
     /// What was remembered of the pass over a target that is under way.
     pub fn scrub_place(&self, bit: TargetBit) -> Result<Option<String>> {
         self.local_text(&place_key(bit))
@@ -92,20 +121,13 @@ impl Tx<'_> {
         self.set_local_text(&done_key(bit), &now.secs().to_string())
     }
 
-    /// Copies on a target are missing or bad: it needs them again. One count for all of them.
+    /// Copies on a target are missing or bad: it needs them again.
     pub fn misplaced_all(&mut self, bit: TargetBit, chunks: &[ChunkId]) -> Result<()> {
-        let mut changed = 0;
+        let mut changed = false;
         for chunk in chunks {
-            changed += self
-                .conn()
-                .prepare_cached(
-                    "UPDATE chunk SET placed = placed & ~?2, claimed = claimed & ~?2, incomplete = 1 \
-                     WHERE id = ?1 AND (placed | claimed) & ?2 <> 0",
-                )?
-                .execute(params![chunk, bit.mask() as i64])?;
+            changed |= self.misplace(bit, *chunk)?;
         }
-        if changed > 0 {
-            self.recount_tally(bit)?;
+        if changed {
             self.chunks_added();
         }
         Ok(())
@@ -125,4 +147,38 @@ fn place_key(bit: TargetBit) -> String {
 
 fn done_key(bit: TargetBit) -> String {
     format!("scrubbed.{}", bit.index())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::target::Configured;
+    use crate::meta::testing::store;
+
+    #[test]
+    fn d6_what_was_claimed_counts_like_any_other_copy_once_it_was_seen() {
+        let (_dir, meta) = store();
+        let of = |name: &str| Configured { name: name.into(), uri: format!("memory://{name}"), id: None };
+        meta.register_targets(&[of("a"), of("b")]).unwrap();
+        let (a, b) = (TargetBit::new(0).unwrap(), TargetBit::new(1).unwrap());
+        meta.write(|tx| {
+            for id in 1..=5_i64 {
+                tx.conn().execute(
+                    "INSERT INTO chunk (id, hash, length, bytes_referenced, dead_seq, placed, claimed, incomplete) \
+                     VALUES (?1, ?2, 10, 0, 0, 3, 3, 0)",
+                    params![id, ChunkHash::of(&id.to_le_bytes())],
+                )?;
+            }
+            tx.recount_tally(a)?;
+            tx.recount_tally(b)
+        })
+        .unwrap();
+        assert!(meta.has_claims(a).unwrap());
+        assert_eq!(meta.garbage(a, crate::id::Seq(0)).unwrap().chunks, 0, "a claim permits no GC");
+        assert!(meta.prove_claims(a, 3).unwrap());
+        assert!(!meta.prove_claims(a, 3).unwrap());
+        assert_eq!((meta.has_claims(a).unwrap(), meta.has_claims(b).unwrap()), (false, true));
+        assert_eq!(meta.garbage(a, crate::id::Seq(0)).unwrap().chunks, 5);
+        assert_eq!(meta.garbage(b, crate::id::Seq(0)).unwrap().chunks, 0);
+    }
 }

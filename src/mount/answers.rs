@@ -47,7 +47,10 @@ pub fn status(parts: &dyn Parts, mountpoint: &Path, state_dir: &Path) -> Result<
             epoch: epoch.0,
             no_passthrough: parts.no_passthrough(),
         },
-        safe: dirty == Dirty::default() && shipped >= head && meta.latched().is_none(),
+        // What only moves bytes from chunk to chunk makes nothing less safe.
+        safe: dirty == Dirty::default()
+            && (shipped >= head || meta.only_repacks_after(shipped).map_err(internal)?)
+            && meta.latched().is_none(),
         unreplicated,
         targets,
         attention: parts.attention(),

@@ -34,11 +34,12 @@ pub fn policy(config: &Compaction, chunk_size: u64) -> Policy {
     }
 }
 
-/// Works until `stop`.
-pub fn run(mut compactor: Compactor, quiet: Duration, stop: &AtomicBool) {
+/// Works until `stop`; not while `can_wait` says that this can wait.
+pub fn run(mut compactor: Compactor, quiet: Duration, stop: &AtomicBool, can_wait: impl Fn() -> bool) {
     priority::stand_back();
     let idle = (quiet / 20).clamp(IDLE.0, IDLE.1);
     while !stop.load(Ordering::Acquire) {
+        priority::wait_while(stop, &can_wait);
         let began = clock::instant();
         let outcome = compactor.round(began);
         let took = clock::instant().since(began);

@@ -247,6 +247,9 @@ impl Daemon {
         if let Some(every) = config.scrub.every.filter(|_| !read_only) {
             runtime.spawn(scrubs.clone().on_schedule(every, config.scrub.level));
         }
+        if !read_only {
+            runtime.spawn(scrubs.clone().prove_claims());
+        }
         let panics = Arc::new(AtomicU64::new(0));
         let noticed = Noticed::new(report.lost, fetcher.clone(), panics.clone(), live_set.notes);
         let rewriter = Rewriter {
@@ -298,7 +301,8 @@ impl Daemon {
             tasks.spawn("upkeep", move |stop| upkeep.run(stop)).map_err(threads_failed)?;
             if config.compaction.enabled {
                 let quiet = config.compaction.quiet;
-                let work = move |stop: &AtomicBool| compacting::run(compactor, quiet, stop);
+                let busy = files.clone();
+                let work = move |stop: &AtomicBool| compacting::run(compactor, quiet, stop, || busy.can_wait());
                 tasks.spawn("compaction", work).map_err(threads_failed)?;
             }
         }

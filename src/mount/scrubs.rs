@@ -129,6 +129,26 @@ impl Scrubs {
         }
     }
 
+    /// Lists targets of which a restore claimed copies that nobody has seen since (D6): from then on these count like any
+    /// other, for GC too. For ever: a target may be met again later.
+    pub async fn prove_claims(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            for source in self.fetcher.sources() {
+                let meta = self.meta.clone();
+                let claims = tokio::task::spawn_blocking(move || meta.has_claims(source.bit)).await;
+                if !matches!(claims, Ok(Ok(true))) {
+                    continue;
+                }
+                let targets = vec![source.name.clone()];
+                let request = Scrub { level: scrub::Level::List, targets, repair: true, bytes_per_second: None };
+                if let Err(error) = self.run(&request, None).await {
+                    tracing::warn!(target_name = source.name, %error, "what a restore claimed could not be listed");
+                }
+            }
+        }
+    }
+
     fn sources(&self, names: &[String]) -> Result<Vec<Source>, Error> {
         let mut sources = self.fetcher.sources();
         if let Some(unknown) = names.iter().find(|name| !sources.iter().any(|source| source.name == **name)) {

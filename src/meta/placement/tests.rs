@@ -290,3 +290,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn d8_copies_that_turn_out_not_to_be_there_are_counted_one_by_one() {
+    let store = Store::new(2);
+    let (a, b) = (store.commit(10), store.commit(20));
+    store.meta.place(bit(0), &[a, b]).unwrap();
+    store.meta.place(bit(1), &[a]).unwrap();
+    let misplaced = |bit, chunks: &[ChunkId]| store.meta.write(|tx| tx.misplaced_all(bit, chunks)).unwrap();
+    // One that every target had, and one that the other still waits for.
+    misplaced(bit(0), &[a, b]);
+    assert_eq!(store.tally(bit(0)), Tally { pending_chunks: 2, pending_bytes: 30, placed_chunks: 0, placed_bytes: 0 });
+    assert_eq!(store.tally(bit(1)), Tally { pending_chunks: 1, pending_bytes: 20, placed_chunks: 1, placed_bytes: 10 });
+    misplaced(bit(0), &[a, b]);
+    assert_eq!(store.todo(bit(0)), [a.0, b.0]);
+    store.check();
+}
