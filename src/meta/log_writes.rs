@@ -129,10 +129,10 @@ unsafe extern "C" fn open(
         if code == ffi::SQLITE_OK {
             (*log).gathered = Box::into_raw(Box::default());
             (*log).methods = &METHODS;
-        } else if !(*inner(file)).pMethods.is_null() {
-            if let Some(close) = own_methods(file).xClose {
-                close(inner(file));
-            }
+        } else if !(*inner(file)).pMethods.is_null()
+            && let Some(close) = own_methods(file).xClose
+        {
+            close(inner(file));
         }
         code
     }
