@@ -175,7 +175,7 @@ fn gaps(moves: &[Extent], range: Range<u64>) -> Vec<Range<u64>> {
     gaps
 }
 
-/// Where transactions end, so that each moves about [`BATCH`] references.
+/// Where transactions end, so that each moves about `BATCH` references.
 fn ends(counts: &[usize]) -> Vec<usize> {
     let mut ends = Vec::new();
     let mut sum = 0;

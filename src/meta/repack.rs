@@ -14,7 +14,7 @@
 //! - Size, times, generation and place of no inode change.
 //! - **A slot that is older than a repack** may be filled with content that names the emptied chunk: equal bytes, equal
 //!   name. Replay applies that content first and then the repack, so here the repack is applied to it at once
-//!   ([`Tx::follow_repacks`]). The table `repacked` keeps what that needs while such a slot is open.
+//!   (`follow_repacks`). The table `repacked` keeps what that needs while such a slot is open.
 //! - One transaction moves few references (D8): a rewrite is many records, each true by itself.
 
 use std::collections::BTreeMap;
