@@ -5,7 +5,7 @@
 //!
 //! Programs work in bursts: a copy, a checkout, a removal. Sealing, sending and removing rows cost as much processor time
 //! as the burst itself, and hold the writer of the metadata while programs want it. So that work waits until programs are
-//! at rest for a moment, and no longer than [`BURST_MAX`] from when they began: from then on both go side by side, as long
+//! at rest for a moment, and no longer than `BURST_MAX` from when they began: from then on both go side by side, as long
 //! as the burst lasts. Nothing waits for this that somebody waits for (`hurry`), or while local space is short.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -6,8 +6,8 @@
 //! - Wrong bytes are never sent and so never confirmed (S5, promise 4): only a [`CheckedChunk`] becomes a body.
 //! - A body is a mapping, not memory. What has to be copied (small ranges of a gathered chunk, chunks fetched from another
 //!   target) is bounded for each target by itself, so that one that hangs takes no memory from the others (promises 5, 6).
-//! - Small chunks come in groups: their rows are read and their files opened in one go, then each is sent by itself. With one
-//!   at a time most of the processor went into waking threads: 70 µs a chunk instead of 25.
+//! - Small chunks come in groups: their rows are read and their files opened in one go, then each is sent by itself. One at
+//!   a time, waking threads costs more than the work.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

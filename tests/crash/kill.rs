@@ -119,7 +119,8 @@ fn what_was_closed_survives_kill_9_wherever_it_strikes() {
     }
     for _ in 0..kills {
         // Every second one at a failpoint.
-        let point = (killed.rounds % 2 == 0).then(|| EVERYDAY[killed.random.below(EVERYDAY.len() as u64) as usize]);
+        let point =
+            (killed.rounds.is_multiple_of(2)).then(|| EVERYDAY[killed.random.below(EVERYDAY.len() as u64) as usize]);
         let nth = 1 + killed.random.below(12);
         let moment = if point.is_some() { 1500 } else { killed.random.below(900) };
         struck += u64::from(killed.round(point, nth, Some(Duration::from_millis(moment))));

@@ -6,7 +6,7 @@
 //! Only what is sent is limited: reads are somebody's wait.
 //!
 //! A body in the background (backfill, repair) stands back on a link that is busy: it reserves its frame only when nobody's
-//! frame waits, or after it has stood back for [`STAND_BACK`] times the frame's own time. So all bodies in the background
+//! frame waits, or after it has stood back for `STAND_BACK` times the frame's own time. So all bodies in the background
 //! together slow what is new by an eighth at most with eight of them, and never stand still.
 
 mod bucket;
