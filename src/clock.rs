@@ -1,13 +1,16 @@
 //! The only reader of time.
 //!
 //! Owns: wall-clock timestamps, as files carry them, the monotonic time that deadlines and pacing use, and how long the
-//! machine has been up.
+//! machine has been up; waiting.
 //! Does not own: what is done at which time. Pure modules take a time as a parameter. Spans that outlive a mount: `meta::steady`.
 
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+#[cfg(test)]
+pub(crate) mod simulated;
 
 /// A point in wall-clock time as `stat(2)` has it. In JSON `[seconds, nanoseconds]` (FORMATS.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -119,8 +122,16 @@ impl Sub<Duration> for Instant {
     }
 }
 
+/// Where the wall-clock time of a simulated world begins: after every time that the disk gives a file.
+#[cfg(test)]
+const SIMULATED_FROM: i64 = 4_102_444_800;
+
 /// Returns the wall-clock time.
 pub fn now() -> Timestamp {
+    #[cfg(test)]
+    if let Some(passed) = simulated::now() {
+        return Timestamp { secs: SIMULATED_FROM + passed.as_secs() as i64, nanos: passed.subsec_nanos() };
+    }
     let now = Timestamp::from(std::time::SystemTime::now());
     Timestamp { secs: now.secs.saturating_add(jumped()), ..now }
 }
@@ -143,6 +154,10 @@ fn jumped() -> i64 {
 /// Returns for how long the machine has been up, times of sleep included. No setting of the wall clock moves it; it begins
 /// anew with each boot.
 pub fn uptime() -> Duration {
+    #[cfg(test)]
+    if let Some(passed) = simulated::now() {
+        return passed + Duration::from_secs(3600);
+    }
     let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Duration::new(up.tv_sec.max(0) as u64, u32::try_from(up.tv_nsec).unwrap_or(0))
 }
@@ -167,9 +182,39 @@ pub fn minute_of_day() -> u16 {
 
 /// Returns the monotonic time.
 pub fn instant() -> Instant {
+    #[cfg(test)]
+    if let Some(passed) = simulated::now() {
+        return Instant(passed + Duration::from_secs(3600));
+    }
     static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
     // An hour in hand, so that "earlier than the start" can be written as a subtraction.
     Instant(START.get_or_init(std::time::Instant::now).elapsed() + Duration::from_secs(3600))
+}
+
+/// Waits so long. Must be called within a tokio runtime.
+pub async fn sleep(duration: Duration) {
+    #[cfg(test)]
+    if simulated::is_on() {
+        return simulated::sleep(duration).await;
+    }
+    tokio::time::sleep(duration).await;
+}
+
+/// Something took too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Elapsed;
+
+/// Waits for `future`, but no longer than `duration`. Must be called within a tokio runtime.
+pub async fn timeout<T>(duration: Duration, future: impl Future<Output = T>) -> Result<T, Elapsed> {
+    #[cfg(test)]
+    if simulated::is_on() {
+        return tokio::select! {
+            biased;
+            value = future => Ok(value),
+            () = simulated::sleep(duration) => Err(Elapsed),
+        };
+    }
+    tokio::time::timeout(duration, future).await.map_err(|_| Elapsed)
 }
 
 #[cfg(test)]

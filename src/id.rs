@@ -205,7 +205,7 @@ macro_rules! hex32_id {
         impl $name {
             /// Draws a new one from the operating system's random source.
             pub fn random() -> $name {
-                $name(getrandom::u32().expect("the operating system has a random source"))
+                $name(crate::chance::u32())
             }
         }
 
@@ -275,7 +275,7 @@ macro_rules! uuid_id {
         impl $name {
             /// Draws a new random one.
             pub fn random() -> $name {
-                $name(Uuid::new_v4())
+                $name(crate::chance::uuid())
             }
         }
 

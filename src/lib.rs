@@ -9,9 +9,12 @@
 //!
 //! The modules stand in the order in which data flows through them.
 
+pub mod aside;
+pub mod chance;
 pub mod clock;
 pub mod config;
 pub mod id;
+pub mod news;
 pub mod priority;
 
 pub mod chunk;

@@ -196,7 +196,7 @@ pub async fn collect(
         let answers: Vec<(ChunkHash, target::Result<()>)> = stream::iter(batch)
             .map(|chunk| async move {
                 let key = key::chunk(chunk);
-                let answer = match tokio::time::timeout(PATIENCE, target.delete(&key)).await {
+                let answer = match clock::timeout(PATIENCE, target.delete(&key)).await {
                     Ok(answer) => answer,
                     Err(_) => Err(target::Error {
                         kind: target::Kind::Unreachable,
@@ -222,12 +222,12 @@ pub async fn collect(
         if let Some(error) = answers.into_iter().find_map(|(_, answer)| answer.err()) {
             return Err(error.into());
         }
-        tokio::time::sleep(pause).await;
+        clock::sleep(pause).await;
     }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> meta::Result<T> + Send + 'static) -> meta::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
+    match crate::aside::blocking(work).await {
         Ok(result) => result,
         Err(ended) => Err(meta::Error::Damaged(ended.to_string())),
     }

@@ -6,7 +6,7 @@
 use rusqlite::{OptionalExtension, params};
 
 use super::placement::ChunkTodo;
-use super::{Meta, Result, Tx};
+use super::{Meta, Result, Tx, target};
 use crate::clock::Timestamp;
 use crate::id::{ChunkHash, ChunkId, TargetBit};
 
@@ -89,6 +89,18 @@ impl Meta {
             })?;
         }
         Ok(page.len() == limit)
+    }
+
+    /// Whether a target needs a chunk (T5), holds it or not.
+    pub fn needs(&self, bit: TargetBit, chunk: ChunkId) -> Result<bool> {
+        self.read(|conn| {
+            let rows = target::rows(conn)?;
+            let Some(target) = rows.iter().find(|row| row.bit == bit) else { return Ok(false) };
+            let base = target::base(conn, target)?;
+            let mut statement =
+                conn.prepare_cached("SELECT 1 FROM chunk WHERE id = ?1 AND (dead_seq IS NULL OR dead_seq > ?2)")?;
+            Ok(statement.exists(params![chunk, base])?)
+        })
     }
 
     /// What was remembered of the pass over a target that is under way.

@@ -139,12 +139,33 @@ impl Tx<'_> {
         if self.slots_of(slot.ino)?.iter().all(|other| other.seq < slot.seq) {
             let mut inode = self.inode(slot.ino)?;
             inode.size = committed.0;
-            // Times that are not the slot's were set by a record after it; in replay that one has the last word, too.
-            inode.mtime = if inode.mtime == slot.mtime { committed.1 } else { inode.mtime };
-            inode.ctime = if inode.ctime == slot.ctime { committed.2 } else { inode.ctime };
+            // What a record after the slot set, it set for good; in replay that one has the last word, too. It may have set
+            // the very time of the slot: whoever copies a file gives it the time that it has.
+            let named_since = inode.last_seq > slot.seq;
+            if inode.mtime == slot.mtime && !(named_since && self.sets_mtime_after(slot.ino, slot.seq)?) {
+                inode.mtime = committed.1;
+            }
+            if !named_since && inode.ctime == slot.ctime {
+                inode.ctime = committed.2;
+            }
             inode.update(self)?;
         }
         self.delete_session(session)
+    }
+
+    /// True if a record about `ino` after `seq` sets its mtime.
+    fn sets_mtime_after(&self, ino: InodeId, seq: Seq) -> Result<bool> {
+        let mut statement = self
+            .conn()
+            .prepare_cached("SELECT seq, body FROM journal WHERE seq > ?1 AND ino = ?2 AND body IS NOT NULL")?;
+        let mut rows = statement.query(params![seq, ino])?;
+        while let Some(row) = rows.next()? {
+            let record = journal::decode(row.get(0)?, &row.get::<_, Vec<u8>>(1)?)?;
+            if matches!(record.change, Change::Setattr { mtime: Some(_), .. }) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Fills the slot's place in the journal and removes its row.
@@ -401,6 +422,38 @@ mod tests {
             Ok(())
         })
         .unwrap();
+    }
+
+    /// As `cp -p` does, and a rename in the moment of the last write.
+    #[test]
+    fn s6_the_times_of_a_lost_slot_stay_if_a_later_record_set_the_same_ones() {
+        let (_dir, meta) = store();
+        let times = |mtime: Option<Timestamp>| {
+            meta.write(|tx| {
+                let ino = file(tx, if mtime.is_some() { b"a" } else { b"b" });
+                let request = slot_request(ino, ino.0, 10);
+                tx.reserve_slot(&request)?;
+                let seq = tx.append(&Change::Setattr {
+                    ino,
+                    mode: None,
+                    uid: None,
+                    gid: None,
+                    atime: None,
+                    mtime,
+                    ctime: request.ctime,
+                })?;
+                let mut inode = Inode::get(tx.conn(), ino)?;
+                inode.last_seq = seq;
+                inode.update(tx)?;
+                tx.void_lost(SessionId(ino.0))?;
+                let inode = Inode::get(tx.conn(), ino)?;
+                Ok((inode.mtime == request.mtime, inode.ctime == request.ctime))
+            })
+            .unwrap()
+        };
+        let mtime = slot_request(InodeId(2), 1, 10).mtime;
+        assert_eq!(times(Some(mtime)), (true, true));
+        assert_eq!(times(None), (false, true), "mtime comes back with the content before");
     }
 
     #[test]

@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::news as watch;
 use async_trait::async_trait;
 use futures::future::select_all;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use super::attention::{NAMED_MAX, attention, path_of};
 use super::live::Live;
@@ -107,10 +107,11 @@ impl Live {
             };
             let left = wanted.deadline.since(now).min(cut_others_at.since(now)).min(LOOK_EVERY);
             tokio::select! {
+                biased;
                 () = any_target => {}
                 _ = settled.changed(), if sealing.is_some() => {}
                 // A millisecond more: a sleep that ends a moment early would only be repeated.
-                () = tokio::time::sleep(left + Duration::from_millis(1)) => {}
+                () = clock::sleep(left + Duration::from_millis(1)) => {}
             }
         }
     }
@@ -128,7 +129,7 @@ impl Live {
     /// Records that must not be overtaken may wait for files that stay open.
     async fn cut_others(&self) {
         let files = self.files.clone();
-        let cut = tokio::task::spawn_blocking(move || {
+        let cut = crate::aside::blocking(move || {
             files.births().settled_all();
             files.rotate()
         });

@@ -40,9 +40,9 @@ impl Collector {
         let every = (self.grace / 20).clamp(Duration::from_secs(1), Duration::from_secs(60));
         // History is seen from the beginning of the mount on.
         let (meta, grace) = (self.live.meta.clone(), self.grace);
-        let _ = tokio::task::spawn_blocking(move || gc::tick(&meta, meta.steady_secs(), grace)).await;
+        let _ = crate::aside::blocking(move || gc::tick(&meta, meta.steady_secs(), grace)).await;
         loop {
-            tokio::time::sleep(every).await;
+            clock::sleep(every).await;
             if let Err(error) = self.round(false).await {
                 tracing::warn!(%error, "garbage could not be collected, will be tried again");
             }
@@ -100,7 +100,7 @@ impl Collector {
 
     async fn plans(&self) -> Result<Vec<Plan>, Error> {
         let (meta, grace) = (self.live.meta.clone(), self.grace);
-        let plans = tokio::task::spawn_blocking(move || {
+        let plans = crate::aside::blocking(move || {
             let rows = meta.targets()?;
             let due = rows.iter().filter(|row| gc::is_due(row));
             due.map(|row| Plan::of(&meta, row, meta.steady_secs(), grace)).collect::<meta::Result<Vec<_>>>()
@@ -112,7 +112,7 @@ impl Collector {
     async fn round(&self, asked: bool) -> Result<Vec<(String, Result<u64, gc::Error>)>, Error> {
         let _one = self.running.lock().await;
         let (meta, grace) = (self.live.meta.clone(), self.grace);
-        tokio::task::spawn_blocking(move || gc::tick(&meta, meta.steady_secs(), grace))
+        crate::aside::blocking(move || gc::tick(&meta, meta.steady_secs(), grace))
             .await
             .map_err(|panic| Error::failed(panic.to_string()))?
             .map_err(internal)?;
@@ -127,7 +127,7 @@ impl Collector {
             // The second one makes the first the older of the two that are kept.
             for _ in 0..2 {
                 // A target that goes away meanwhile must not hold up the others.
-                let taken = tokio::time::timeout(CHECKPOINT_MAX, self.live.replication.checkpoint(&wanting)).await;
+                let taken = clock::timeout(CHECKPOINT_MAX, self.live.replication.checkpoint(&wanting)).await;
                 if taken.is_err() {
                     break;
                 }

@@ -64,7 +64,7 @@ pub async fn drain(parts: &dyn Parts, goal: Goal, progress: Option<&ProgressSend
             progress.send(Progress { phase: Phase::Draining, targets: measure(parts, goal.seq, &rows)? });
             report_at = now + REPORT_EVERY;
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        clock::sleep(LOOK_EVERY).await;
     }
 }
 
@@ -88,10 +88,10 @@ pub async fn until_durable(parts: &dyn Parts, goal: Goal) -> Result<(), Error> {
             return Err(Error::new(ErrorKind::Timeout, "not in time: files are still being hashed")
                 .hint("everything written survives the end of the daemon; it is hashed and synced in the background"));
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        clock::sleep(LOOK_EVERY).await;
     }
     let meta = parts.meta().clone();
-    match tokio::task::spawn_blocking(move || meta.sync()).await {
+    match crate::aside::blocking(move || meta.sync()).await {
         Ok(result) => result.map_err(failed),
         Err(panic) => Err(Error::failed(panic.to_string())),
     }

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
+use crate::news as watch;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::clock;

@@ -125,7 +125,7 @@ impl Scrubs {
                     tracing::warn!(target_name = source.name, %error, "a scheduled scrub did not run");
                 }
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            clock::sleep(LOOK_EVERY).await;
         }
     }
 

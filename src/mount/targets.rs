@@ -388,7 +388,7 @@ impl LiveTargets {
     /// Says what would be where without a target. Refuses when something would be lost, unless by force.
     async fn without(&self, row: &TargetRow, others: bool, force: bool) -> Result<Vec<String>, Error> {
         let (meta, bit) = (self.meta().clone(), row.bit);
-        let counted = tokio::task::spawn_blocking(move || {
+        let counted = crate::aside::blocking(move || {
             let (mut without, mut after) = (Without::default(), ChunkId(0));
             while let Some(last) = meta.count_without(bit, after, PAGE, &mut without)? {
                 after = last;
@@ -434,7 +434,7 @@ impl LiveTargets {
         self.tell_fetcher();
         self.meta().remove_target(row.bit).map_err(internal)?;
         let meta = self.meta().clone();
-        let swept = tokio::task::spawn_blocking(move || {
+        let swept = crate::aside::blocking(move || {
             resync::settle(&meta)?;
             resync::sweep_retired(&meta)
         });

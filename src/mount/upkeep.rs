@@ -85,7 +85,7 @@ impl Upkeep {
                 look_at = clock::instant() + LOOK.max(took * 19);
             }
             if now >= count_at {
-                if let Err(error) = self.count(&mut idle_since) {
+                if let Err(error) = count(&self.live, &mut idle_since) {
                     tracing::warn!(%error, "what resyncs lack could not be counted, will be tried again");
                 }
                 count_at = clock::instant() + (clock::instant().since(now) * 19).max(ROUND);
@@ -93,34 +93,6 @@ impl Upkeep {
             self.make_room(&mut full_since);
             std::thread::park_timeout(ROUND);
         }
-    }
-
-    /// Counts what each resyncer lacks.
-    fn count(&self, idle_since: &mut BTreeMap<TargetBit, Instant>) -> Result<()> {
-        let meta = &self.live.meta;
-        let rows = meta.targets()?;
-        let resyncing = |bit: u8| rows.iter().any(|row| row.bit.index() == bit && row.mode == Mode::Resync);
-        self.live.resyncs.0.lock().retain(|bit, _| resyncing(*bit));
-        idle_since.retain(|bit, _| resyncing(bit.index()));
-        for row in rows.iter().filter(|row| row.mode == Mode::Resync) {
-            let (mut lacking, mut after) = (Lacking::default(), ChunkId(0));
-            while let Some(last) = meta.count_lacking(row.bit, after, PAGE, &mut lacking)? {
-                after = last;
-            }
-            self.live.resyncs.0.lock().insert(row.bit.index(), lacking);
-            // A chunk that was dead when the walk passed it may be wanted again: nothing tells a resyncer's queue of that.
-            let replication = &self.live.replication;
-            let stuck = lacking.chunks > 0 && replication.gate(row.bit) == Gate::Open && !replication.is_busy(row.bit);
-            let now = clock::instant();
-            let since = *idle_since.entry(row.bit).or_insert(now);
-            if !stuck {
-                idle_since.insert(row.bit, now);
-            } else if now.since(since) >= STUCK {
-                idle_since.insert(row.bit, now);
-                replication.walk_anew(row.bit);
-            }
-        }
-        Ok(())
     }
 
     /// With `on_full = "degrade"`: when writers have waited for room for a while, the target that lacks most is given up as
@@ -161,4 +133,32 @@ impl Upkeep {
             Err(error) => tracing::warn!(%error, "no room could be made, will be tried again"),
         }
     }
+}
+
+/// Counts what each resyncer lacks, and has those look at all rows again that have nothing to do and lack something.
+pub(crate) fn count(live: &Live, idle_since: &mut BTreeMap<TargetBit, Instant>) -> Result<()> {
+    let meta = &live.meta;
+    let rows = meta.targets()?;
+    let resyncing = |bit: u8| rows.iter().any(|row| row.bit.index() == bit && row.mode == Mode::Resync);
+    live.resyncs.0.lock().retain(|bit, _| resyncing(*bit));
+    idle_since.retain(|bit, _| resyncing(bit.index()));
+    for row in rows.iter().filter(|row| row.mode == Mode::Resync) {
+        let (mut lacking, mut after) = (Lacking::default(), ChunkId(0));
+        while let Some(last) = meta.count_lacking(row.bit, after, PAGE, &mut lacking)? {
+            after = last;
+        }
+        live.resyncs.0.lock().insert(row.bit.index(), lacking);
+        // A chunk that was dead when the walk passed it may be wanted again: nothing tells a resyncer's queue of that.
+        let replication = &live.replication;
+        let stuck = lacking.chunks > 0 && replication.gate(row.bit) == Gate::Open && !replication.is_busy(row.bit);
+        let now = clock::instant();
+        let since = *idle_since.entry(row.bit).or_insert(now);
+        if !stuck {
+            idle_since.insert(row.bit, now);
+        } else if now.since(since) >= STUCK {
+            idle_since.insert(row.bit, now);
+            replication.walk_anew(row.bit);
+        }
+    }
+    Ok(())
 }

@@ -150,12 +150,12 @@ impl Fetcher {
     /// Waits until nothing flies any more and everything that came is kept.
     pub async fn landed(&self) {
         while !self.flights.lock().is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            clock::sleep(Duration::from_millis(5)).await;
         }
     }
 
     async fn fly(self: Arc<Self>, wanted: Wanted) -> Result<Bytes, Errno> {
-        let result = match tokio::time::timeout(DEADLINE, self.ask_sources(&wanted)).await {
+        let result = match clock::timeout(DEADLINE, self.ask_sources(&wanted)).await {
             Ok(result) => result,
             Err(_) => {
                 tracing::warn!(chunk = %wanted.hash, "no target gave the chunk in time");
@@ -166,7 +166,7 @@ impl Fetcher {
             Ok(bytes) => {
                 let (fetcher, bytes) = (self.clone(), bytes.clone());
                 // Readers have their bytes; the flight stays until the file is there, so that nobody fetches twice.
-                self.runtime.spawn_blocking(move || {
+                crate::aside::detached(&self.runtime, move || {
                     fetcher.store(&wanted, &bytes);
                     fetcher.flights.lock().remove(&wanted.chunk);
                 });
@@ -200,7 +200,7 @@ impl Fetcher {
                 Some(answer) = asked.next() => if let Some(bytes) = answer {
                     return Ok(bytes);
                 },
-                () = tokio::time::sleep(hedge.unwrap_or_default()), if hedge.is_some() => {
+                () = clock::sleep(hedge.unwrap_or_default()), if hedge.is_some() => {
                     hedge_after = None;
                     if self.budget.lock().hedge() && let Some(known) = order.next() {
                         self.counters.hedged.fetch_add(1, Ordering::Relaxed);
@@ -215,7 +215,7 @@ impl Fetcher {
     async fn ask(&self, (source, record): Known, wanted: &Wanted) -> Option<Bytes> {
         let started = clock::instant();
         let key = crate::format::key::chunk(wanted.hash);
-        let answer = tokio::time::timeout(SOURCE_TIMEOUT, source.target.get(&key, wanted.length)).await;
+        let answer = clock::timeout(SOURCE_TIMEOUT, source.target.get(&key, wanted.length)).await;
         let problem = match answer {
             Ok(Ok(bytes)) if bytes.len() as u64 == wanted.length && ChunkHash::of(&bytes) == wanted.hash => {
                 record.lock().succeeded(clock::instant().since(started));

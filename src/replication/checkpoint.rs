@@ -22,8 +22,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::news as watch;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::contact::{self, Failure, Own, put_once};
@@ -180,8 +180,9 @@ impl Checkpointer {
             let mut pause = looking.thresholds.look;
             loop {
                 tokio::select! {
+                    biased;
                     _ = stopped.wait_for(|stop| *stop) => return,
-                    () = tokio::time::sleep(pause) => {}
+                    () = clock::sleep(pause) => {}
                 }
                 // A disk without room for an export will not have it a second later.
                 let taken = looking.take_due(Occasion::Running).await;
@@ -418,13 +419,13 @@ impl Job {
                 // Waits for uploads, seals and segments.
                 Ok(Step::Waits) => {
                     failures = 0;
-                    tokio::time::sleep(self.inner.thresholds.look).await;
+                    clock::sleep(self.inner.thresholds.look).await;
                 }
                 Err(Failure::Target(error)) => {
                     failures += 1;
                     tracing::debug!(target_name = name, %error, failures, "a checkpoint does not go on");
                     let pace = &self.inner.shared.pace;
-                    tokio::time::sleep(pace.retry.delay(failures, random(), error.retry_after)).await;
+                    clock::sleep(pace.retry.delay(failures, random(), error.retry_after)).await;
                 }
                 Err(failure) => break Err(failure),
             }
@@ -601,7 +602,7 @@ impl Job {
             target.delete(key).await?;
         }
         let Some(replay_from) = plan.replay_from() else { return Ok(()) };
-        for row in rows.iter().filter(|row| row.complete && !plan.stay.contains(row)) {
+        for row in rows.iter().filter(|row| row.complete && !plan.stay.contains(row) && !plan.newest.contains(row)) {
             meta.forget_checkpoint(bit, row.seq, row.export)?;
         }
         let newest = meta.cursor(bit)?.confirmed.map(|confirmed| confirmed.n);
@@ -621,8 +622,10 @@ impl Job {
 /// What goes of a target's checkpoints.
 #[derive(Debug, PartialEq, Eq)]
 struct TrimPlan {
-    /// The newest of ours, newest first.
+    /// The newest of ours that are listed, newest first.
     stay: Vec<CheckpointRow>,
+    /// The newest of ours, listed or not: what was written last may be missing in a listing for a while.
+    newest: Vec<CheckpointRow>,
     /// Keys, in the order in which they go: first what makes a checkpoint complete.
     remove: Vec<String>,
 }
@@ -647,19 +650,20 @@ fn plan_trim(objects: &[String], rows: &[CheckpointRow]) -> TrimPlan {
     }
     let is_complete =
         |files: &[(CheckpointFile, &String)]| files.iter().any(|(file, _)| *file == CheckpointFile::Complete);
-    let mut stay: Vec<CheckpointRow> = rows
-        .iter()
-        .filter(|row| row.complete && found.get(&(row.seq, row.export)).is_some_and(|files| is_complete(files)))
-        .copied()
-        .collect();
-    stay.sort_by_key(|row| std::cmp::Reverse((row.seq, row.replay_from)));
-    stay.truncate(KEPT);
+    let newest_of = |wanted: &dyn Fn(&CheckpointRow) -> bool| {
+        let mut newest: Vec<CheckpointRow> = rows.iter().filter(|row| row.complete && wanted(row)).copied().collect();
+        newest.sort_by_key(|row| std::cmp::Reverse((row.seq, row.replay_from)));
+        newest.truncate(KEPT);
+        newest
+    };
+    let stay = newest_of(&|row| found.get(&(row.seq, row.export)).is_some_and(|files| is_complete(files)));
+    let newest = newest_of(&|_| true);
     let older = stay.get(KEPT - 1).map(|row| row.seq);
     let mut remove = Vec::new();
     for ((seq, export), mut files) in found {
         let row = rows.iter().find(|row| (row.seq, row.export) == (seq, export));
         let goes = match row {
-            Some(row) if !row.complete || stay.contains(row) => false,
+            Some(row) if !row.complete || stay.contains(row) || newest.contains(row) => false,
             Some(_) if is_complete(&files) => true,
             None if is_complete(&files) => older.is_some_and(|older| seq < older),
             _ => true,
@@ -669,7 +673,7 @@ fn plan_trim(objects: &[String], rows: &[CheckpointRow]) -> TrimPlan {
             remove.extend(files.into_iter().map(|(_, object)| object.clone()));
         }
     }
-    TrimPlan { stay, remove }
+    TrimPlan { stay, newest, remove }
 }
 
 /// All keys under a prefix.

@@ -299,6 +299,24 @@ fn t3_leftovers_go_and_what_is_under_way_or_of_another_lineage_stays() {
     assert_eq!((plan.replay_from(), plan.remove), (Some(SegmentNumber(8)), vec![objects[1].clone()]));
 }
 
+/// A listing may be older than what was written last: its parts are there, what makes it complete is not yet.
+#[test]
+fn t3_a_listing_that_is_late_takes_nothing_from_the_newest_checkpoint() {
+    let row = |seq: u64| CheckpointRow {
+        seq: Seq(seq),
+        export: ExportId(seq as u32),
+        replay_from: SegmentNumber(seq),
+        complete: true,
+        bytes: 1,
+    };
+    let rows = [row(5), row(6), row(7)];
+    let complete = |seq| key::complete(Seq(seq), ExportId(seq as u32));
+    let part = key::checkpoint_part(Seq(7), ExportId(7), CheckpointFile::Part(0));
+    let plan = plan_trim(&[complete(5), complete(6), part], &rows);
+    assert_eq!((plan.stay, plan.newest), (vec![rows[1], rows[0]], vec![rows[2], rows[1]]));
+    assert_eq!(plan.remove, Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn t3_an_upload_that_fails_in_between_goes_on_under_the_same_key() {
     let world = World::with_root();

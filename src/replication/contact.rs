@@ -32,7 +32,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 
-use crate::clock::Timestamp;
+use crate::clock::{self, Timestamp};
 use crate::format::key::{self, Key};
 use crate::format::segment::{self, BODY_BYTES_MAX};
 use crate::format::superblock::Superblock;
@@ -240,10 +240,16 @@ pub async fn gather(name: &str, target: &DynTarget, own: &Own) -> target::Result
     for (index, seen) in evidence.segments.iter_mut().enumerate() {
         let at = (seen.place.epoch, seen.place.writer, seen.place.n);
         if index == last || stored.contains_key(&at) {
-            let body = target.get(&seen.place.key(), BODY_BYTES_MAX).await?;
-            // One that cannot be read has no hash, so it is not the one that we know.
-            seen.read =
-                segment::decode(&body, &seen.place).ok().map(|decoded| (decoded.trailer.hash, decoded.trailer.seq_max));
+            // One that cannot be read has no hash, so it is not the one that we know. That ends in a conflict, which only an
+            // operator resolves: before, it is read once more.
+            for _ in 0..2 {
+                let body = target.get(&seen.place.key(), BODY_BYTES_MAX).await?;
+                let decoded = segment::decode(&body, &seen.place);
+                seen.read = decoded.ok().map(|decoded| (decoded.trailer.hash, decoded.trailer.seq_max));
+                if seen.read.is_some() {
+                    break;
+                }
+            }
         }
     }
     Ok(evidence)
@@ -566,7 +572,7 @@ pub async fn survey(meta: &Meta, targets: &[Asked], patience: Duration) -> meta:
     let ask = |asked: &Asked, own: Own| {
         let asked = asked.clone();
         async move {
-            match tokio::time::timeout(patience, gather(&asked.name, &asked.target, &own)).await {
+            match clock::timeout(patience, gather(&asked.name, &asked.target, &own)).await {
                 Ok(Ok(evidence)) => {
                     let seen = evidence.writers.iter().map(|(epoch, _)| *epoch).max().unwrap_or_default();
                     (seen, Ok(decide(&asked.name, &own, &evidence)))

@@ -19,10 +19,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::news as watch;
 use futures::FutureExt;
 use futures::stream::{FuturesUnordered, StreamExt};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::{self, JoinSet};
 
 use super::gate::{Gate, GateWatch};
@@ -30,6 +31,7 @@ use super::health::Failure;
 use super::planner::{Config, Effect, Event, Planner, TargetEvent, View};
 use super::source::Finding;
 use super::upload::{Findings, Outcome, Patience, Peer, Prepared, Uploader, blocking, unanswered};
+use crate::chance;
 use crate::chunk::file::ChunkFiles;
 use crate::clock::{self, Instant};
 use crate::format::key;
@@ -316,6 +318,7 @@ impl Run {
         loop {
             let sleep = self.sleep();
             tokio::select! {
+                biased;
                 // An error means that the handle was dropped.
                 _ = stop.wait_for(|stop| *stop) => break,
                 Some(done) = inbox.recv() => self.take(done, &mut events),
@@ -345,7 +348,7 @@ impl Run {
         async move {
             match due {
                 // A millisecond more: a sleep that ends a moment early would only be repeated.
-                Some(due) => tokio::time::sleep(due.since(now) + Duration::from_millis(1)).await,
+                Some(due) => clock::sleep(due.since(now) + Duration::from_millis(1)).await,
                 None => std::future::pending().await,
             }
         }
@@ -375,7 +378,7 @@ impl Run {
     }
 
     fn handle(&mut self, events: impl IntoIterator<Item = Event>) {
-        let random = getrandom::u64().expect("the operating system has a random source");
+        let random = chance::u64();
         let effects = self.planner.handle_all(clock::instant(), events, random);
         self.perform(effects);
         self.flush();
@@ -469,7 +472,7 @@ impl Run {
                 let key = key::chunk(chunk.hash);
                 let lost = TargetEvent::Failed(chunk.id, broken("stat", &key));
                 self.spawn(bit, Work::One(lost), async move {
-                    vec![match tokio::time::timeout(patience.answer, target.stat(&key)).await {
+                    vec![match clock::timeout(patience.answer, target.stat(&key)).await {
                         Ok(Ok(found)) => TargetEvent::Checked(chunk.id, found),
                         Ok(Err(error)) => TargetEvent::Failed(chunk.id, error.into()),
                         Err(_) => TargetEvent::Failed(chunk.id, unanswered("stat", &key)),
@@ -485,7 +488,7 @@ impl Run {
                 self.spawn(bit, Work::One(lost), async move {
                     // A directory that was lost answers nothing but this: it is how contact is made (T10).
                     let get = target.get(key::SUPERBLOCK, SUPERBLOCK_BYTES_MAX);
-                    vec![TargetEvent::Probed(match tokio::time::timeout(patience.answer, get).await {
+                    vec![TargetEvent::Probed(match clock::timeout(patience.answer, get).await {
                         Ok(Ok(_)) => Ok(()),
                         // That there is none, or a strange one, is an answer. What it means is for `contact` to judge.
                         Ok(Err(error)) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Ok(()),
@@ -554,7 +557,7 @@ impl Run {
         }
         let records = async { while self.tasks.join_next().await.is_some() {} };
         // A target that hangs must not hold up the end: what it does not confirm now is sent again.
-        let _ = tokio::time::timeout(Duration::from_secs(2), records).await;
+        let _ = clock::timeout(Duration::from_secs(2), records).await;
     }
 }
 
@@ -627,7 +630,7 @@ async fn record(
     let Some(peer) = uploader.peer(bit) else {
         return TargetEvent::Unconfirmed(chunks, broken("check place", ""));
     };
-    match tokio::time::timeout(uploader.patience.answer, peer.target.check_place()).await {
+    match clock::timeout(uploader.patience.answer, peer.target.check_place()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return TargetEvent::Unconfirmed(chunks, error.into()),
         Err(_) => return TargetEvent::Unconfirmed(chunks, unanswered("check place", "")),
@@ -647,7 +650,7 @@ async fn record(
             Some(Err(Error::Latched)) => std::future::pending().await,
             Some(Err(error)) => {
                 tracing::error!(target = peer.name, %error, "placements cannot be recorded; tried again");
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                clock::sleep(Duration::from_secs(1)).await;
             }
             None => return TargetEvent::Unconfirmed(chunks, broken("place", "")),
         }

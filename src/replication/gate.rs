@@ -12,7 +12,8 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Notify, watch};
+use crate::news as watch;
+use tokio::sync::Notify;
 
 /// Whether a target may be written to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

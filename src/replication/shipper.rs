@@ -21,7 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use crate::news as watch;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::ack::Holds;
@@ -41,7 +42,7 @@ use crate::meta::target::Mode;
 use crate::meta::window::WindowLimits;
 use crate::meta::{self, Meta};
 use crate::priority;
-use crate::target::{Class, DynTarget, Existing, Kind};
+use crate::target::{self, Class, DynTarget, Existing, Kind};
 use crate::testing::failpoint::{self, Point};
 
 /// True while programs are busy and what nobody waits for shall keep out of their way (`priority`).
@@ -267,6 +268,7 @@ impl Worker {
             placements.mark_unchanged();
             chunks.mark_unchanged();
             let pause = tokio::select! {
+                biased;
                 _ = stop.wait_for(|stop| *stop) => return,
                 pause = self.pass() => pause,
             };
@@ -275,31 +277,36 @@ impl Worker {
                 Pause::Idle { pending } => {
                     let poll = if pending { self.shared.pace.round } else { Duration::MAX };
                     tokio::select! {
+                        biased;
                         _ = stop.wait_for(|stop| *stop) => return,
                         () = self.keeper.asked() => {}
                         () = control.now.notified() => {}
                         _ = head.changed() => {}
                         _ = placements.changed(), if pending => {}
                         _ = chunks.changed(), if pending => {}
-                        () = tokio::time::sleep(poll) => {}
+                        () = clock::sleep(poll) => {}
                     }
                     tokio::select! {
+                        biased;
                         _ = stop.wait_for(|stop| *stop) => return,
                         () = self.keeper.asked() => {}
                         () = self.until_next_round() => {}
                     }
                 }
                 Pause::Retry(delay) => tokio::select! {
+                    biased;
                     _ = stop.wait_for(|stop| *stop) => return,
                     () = self.keeper.asked() => {}
-                    () = tokio::time::sleep(delay) => {}
+                    () = clock::sleep(delay) => {}
                 },
                 Pause::Blocked(delay) => tokio::select! {
+                    biased;
                     _ = stop.wait_for(|stop| *stop) => return,
                     () = self.keeper.asked() => {}
-                    () = tokio::time::sleep(delay) => {}
+                    () = clock::sleep(delay) => {}
                 },
                 Pause::Fenced => tokio::select! {
+                    biased;
                     _ = stop.wait_for(|stop| *stop) => return,
                     () = self.keeper.asked() => {}
                 },
@@ -325,13 +332,15 @@ impl Worker {
                 break;
             }
             tokio::select! {
-                () = tokio::time::sleep(left) => break,
+                biased;
+                () = clock::sleep(left) => break,
                 () = control.now.notified() => {}
             }
         }
         while control.waiting.load(Ordering::Acquire) == 0 && (self.shared.can_wait)() {
             tokio::select! {
-                () = tokio::time::sleep(priority::LOOK) => {}
+                biased;
+                () = clock::sleep(priority::LOOK) => {}
                 () = control.now.notified() => return,
             }
         }
@@ -520,7 +529,16 @@ impl Worker {
                 let place = Place { filesystem, target, epoch: id.epoch, writer: id.writer, n: id.n };
                 match segment::decode(&found, &place) {
                     Ok(decoded) if decoded.trailer.hash == id.hash => Ok(()),
-                    _ => Err(foreign()),
+                    Ok(_) => Err(foreign()),
+                    // Nobody's history: read wrong, perhaps. A store that spoiled it shows the same again and again.
+                    Err(why) => Err(Failure::Target(target::Error {
+                        kind: Kind::Invalid,
+                        class: Class::Temporary,
+                        operation: "get",
+                        key,
+                        message: why.to_string(),
+                        retry_after: None,
+                    })),
                 }
             }
             Err(found) if found.kind == Kind::Invalid => Err(foreign()),
@@ -659,7 +677,7 @@ pub(super) fn empty_segment(shared: &Shared, cursor: &Cursor, low_water: Seq) ->
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> meta::Result<T> + Send + 'static,
 ) -> meta::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
+    match crate::aside::blocking(work).await {
         Ok(result) => result,
         Err(ended) => match ended.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
@@ -669,48 +687,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 pub(super) fn random() -> u64 {
-    getrandom::u64().expect("the operating system has a random source")
-}
-
-/// A shipper whose passes are made one by one, by a simulation that decides when.
-#[cfg(test)]
-pub(crate) struct Stepped {
-    worker: Worker,
-}
-
-#[cfg(test)]
-impl Stepped {
-    pub(crate) fn new(shared: Shared, bit: TargetBit, name: &str, target: DynTarget, keeper: GateKeeper) -> Stepped {
-        let control = Arc::new(Control {
-            now: Notify::new(),
-            waiting: AtomicUsize::new(0),
-            stop: watch::Sender::new(false),
-            asked_now: AtomicBool::new(false),
-        });
-        let (publish, _) = watch::channel(Progress::default());
-        let name = name.to_owned();
-        Stepped {
-            worker: Worker {
-                shared,
-                bit,
-                name,
-                target,
-                keeper,
-                control,
-                publish,
-                failures: 0,
-                writers_listed: None,
-                trimmed: None,
-                round_done: None,
-            },
-        }
-    }
-
-    /// Does all there is to do now; returns the gate after it.
-    pub(crate) async fn pass(&mut self) -> Gate {
-        let _ = self.worker.pass().await;
-        self.worker.keeper.state()
-    }
+    crate::chance::u64()
 }
 
 #[cfg(test)]

@@ -170,6 +170,29 @@ async fn t2_a_put_whose_reply_was_lost_is_recognised() {
 }
 
 #[tokio::test]
+async fn t7_a_segment_that_is_read_wrong_once_is_nobody_elses() {
+    let world = World::new();
+    let gets: Arc<Mutex<u32>> = Arc::default();
+    let count = Arc::clone(&gets);
+    let misread = FaultyTarget::new(Arc::new(world.memory.clone()), move |call| {
+        let of_segment = call.key.starts_with(key::JOURNAL);
+        match call.operation {
+            "put" if of_segment => Fault::LostReply,
+            "get" if of_segment => {
+                *count.lock() += 1;
+                if *count.lock() == 1 { Fault::ShortBody } else { Fault::None }
+            }
+            _ => Fault::None,
+        }
+    });
+    let (shipper, gate) = world.start_on(Arc::new(misread));
+    world.files(&["a"]);
+    shipped(&shipper, 1).await;
+    assert_eq!(gate.state(), Gate::Open);
+    shipper.stop().await;
+}
+
+#[tokio::test]
 async fn t7_a_higher_writer_stops_this_one() {
     let world = World::new();
     let (shipper, mut gate) = world.start();

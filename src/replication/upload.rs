@@ -236,7 +236,7 @@ impl Uploader {
                 continue;
             }
             let key = key::chunk(hash);
-            let get = tokio::time::timeout(self.patience.transfer(length), peer.target.get(&key, length));
+            let get = clock::timeout(self.patience.transfer(length), peer.target.get(&key, length));
             let problem = match get.await {
                 Ok(Ok(bytes)) => match blocking(move || CheckedChunk::fetched(hash, bytes)).await? {
                     Some(chunk) => return Some(chunk),
@@ -278,7 +278,7 @@ pub(super) fn unanswered(operation: &str, key: &str) -> Failure {
 
 /// Runs `work` where it may block; `None` if it panicked, which was logged by then.
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    tokio::task::spawn_blocking(work).await.ok()
+    crate::aside::blocking(work).await.ok()
 }
 
 /// What was sent to one target in this mount.

@@ -93,6 +93,16 @@ impl Pass {
     /// Runs it, from where an earlier pass of the same level was interrupted. `progress` is told of what came out so far,
     /// and of how many copies are still to be judged.
     pub async fn run(self, progress: impl Fn(&Report, u64)) -> meta::Result<Report> {
+        self.run_with(progress, true).await
+    }
+
+    /// As [`Pass::run`], without the trial restore of a deep pass: a simulation restores as it likes.
+    #[cfg(test)]
+    pub(crate) async fn run_on_chunks(self) -> meta::Result<Report> {
+        self.run_with(|_, _| {}, false).await
+    }
+
+    async fn run_with(self, progress: impl Fn(&Report, u64), history: bool) -> meta::Result<Report> {
         let mut place = self.remembered()?;
         let to_judge = self.tally()?.placed_chunks;
         let mut walk = Walk::default();
@@ -128,7 +138,7 @@ impl Pass {
             progress(&place.report, to_judge.saturating_sub(done));
             self.remember(&place)?;
         }
-        if self.level == Level::Deep {
+        if history && self.level == Level::Deep {
             self.history(&mut place.report).await;
         }
         if self.repair {
@@ -165,7 +175,8 @@ impl Pass {
     }
 
     async fn judge(&self, place: &mut Place, page: Vec<Step>) -> meta::Result<()> {
-        let mut bad = Vec::new();
+        // A bad copy of what nothing needs there any more is no finding; nor does it count should it be wanted again.
+        let (mut bad, mut useless) = (Vec::new(), Vec::new());
         let mut reading = Vec::new();
         for step in page {
             let (chunk, listed) = match step {
@@ -192,6 +203,7 @@ impl Pass {
                     }
                 }
                 Err(Judged::Gone) => {}
+                Err(Judged::Bad(_)) if !self.meta.needs(self.bit, chunk.id)? => useless.push(chunk.id),
                 Err(Judged::Bad(problem)) => {
                     place.report.found(key::chunk(chunk.hash), problem);
                     bad.push(chunk.id);
@@ -216,6 +228,7 @@ impl Pass {
                 }
                 // Collected meanwhile: nobody needs it here any more.
                 Read::Wrong(..) if !self.meta.is_placed(self.bit, chunk.id)? => {}
+                Read::Wrong(..) if !self.meta.needs(self.bit, chunk.id)? => useless.push(chunk.id),
                 Read::Wrong(problem, bytes) => {
                     if let Some(bytes) = bytes.filter(|_| place.report.bad < KEPT) {
                         self.keep(&chunk, &bytes);
@@ -225,8 +238,9 @@ impl Pass {
                 }
             }
         }
-        if self.repair && !bad.is_empty() {
-            self.meta.write(|tx| tx.misplaced_all(self.bit, &bad))?;
+        useless.extend(&bad);
+        if self.repair && !useless.is_empty() {
+            self.meta.write(|tx| tx.misplaced_all(self.bit, &useless))?;
             place.repairing.extend(bad);
         }
         Ok(())
@@ -252,7 +266,7 @@ impl Pass {
             Ok(bytes) => {
                 let hash = chunk.hash;
                 // Hashing takes longer than a task may hold its thread.
-                let judged = tokio::task::spawn_blocking(move || (ChunkHash::of(&bytes) == hash, bytes)).await;
+                let judged = crate::aside::blocking(move || (ChunkHash::of(&bytes) == hash, bytes)).await;
                 match judged {
                     Ok((true, _)) => Read::Right,
                     Ok((false, bytes)) => Read::Wrong(Problem::Bytes, Some(bytes)),
@@ -278,7 +292,7 @@ impl Pass {
         for _ in 0..HISTORY_ATTEMPTS {
             let (source, place) = (self.source.clone(), self.throwaway());
             let runtime = tokio::runtime::Handle::current();
-            let restored = tokio::task::spawn_blocking(move || {
+            let restored = crate::aside::blocking(move || {
                 let _ = std::fs::remove_dir_all(&place);
                 let restored = runtime.block_on(restore::restore(vec![source], &place, restore::Options::default()));
                 let _ = std::fs::remove_dir_all(&place);
@@ -311,7 +325,8 @@ impl Pass {
             let before = place.repairing.len();
             let mut lacking = Vec::new();
             for &chunk in &place.repairing {
-                if !self.meta.is_placed(self.bit, chunk)? {
+                // What nothing needs any more by now is not waited for.
+                if !self.meta.is_placed(self.bit, chunk)? && self.meta.needs(self.bit, chunk)? {
                     lacking.push(chunk);
                 }
             }
@@ -324,7 +339,7 @@ impl Pass {
             if place.repairing.is_empty() || now.since(progressed) >= REPAIR_PATIENCE {
                 return Ok(());
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            clock::sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -344,7 +359,7 @@ impl Pass {
             None => Place {
                 report: Report::new(&self.source.name, self.level),
                 after: None,
-                draw: getrandom::u64().unwrap_or_default(),
+                draw: crate::chance::u64(),
                 repairing: Vec::new(),
             },
         })
@@ -362,4 +377,63 @@ enum Judged {
     /// It is not supposed to be there any more.
     Gone,
     Unverifiable(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::params;
+
+    use super::*;
+    use crate::id::{Epoch, Seq};
+    use crate::meta::target::Configured;
+    use crate::meta::testing::store;
+    use crate::target::memory::MemoryTarget;
+    use crate::target::pace::Rate;
+
+    /// Two chunks that the target confirmed and lost: one that a file refers to, one that nothing does since long.
+    #[tokio::test]
+    async fn a_lost_copy_of_garbage_is_no_finding_and_does_not_count_any_more() {
+        let (dir, meta) = store();
+        meta.register_targets(&[Configured { name: "a".into(), uri: "memory://a".into(), id: None }]).unwrap();
+        meta.begin_mount(Epoch(0), "boot").unwrap();
+        let bit = TargetBit::new(0).unwrap();
+        meta.write(|tx| {
+            for (id, dead) in [(1, None), (2, Some(Seq(3)))] {
+                tx.conn().execute(
+                    "INSERT INTO chunk (id, hash, length, bytes_referenced, dead_seq, placed, incomplete) \
+                     VALUES (?1, ?2, 10, ?3, ?4, 1, 0)",
+                    params![ChunkId(id), ChunkHash::of(&[id as u8]), if dead.is_some() { 0 } else { 10 }, dead],
+                )?;
+            }
+            tx.conn().execute("UPDATE target SET shipped_seq = 5, position = 5, initialised = 1", [])?;
+            tx.recount_tally(bit)
+        })
+        .unwrap();
+        let meta = Arc::new(meta);
+        let target = Arc::new(MemoryTarget::new());
+        let pass = |repair| Pass {
+            meta: meta.clone(),
+            files: ChunkFiles::new(dir.path()).unwrap(),
+            bit,
+            source: restore::Source { target: target.clone(), name: "a".into(), uri: String::new() },
+            level: Level::List,
+            repair,
+            limit: Limit::new(Rate::Unlimited),
+        };
+        assert_eq!(pass(false).run(|_, _| {}).await.unwrap().bad, 1);
+        let _time = clock::simulated::begin();
+        let mut running = std::pin::pin!(pass(true).run(|_, _| {}));
+        let report = loop {
+            // Nobody repairs here: that is waited for as long as it may take.
+            let polled = futures::poll!(running.as_mut());
+            match polled {
+                std::task::Poll::Ready(report) => break report.unwrap(),
+                std::task::Poll::Pending => clock::simulated::pass(Duration::from_secs(1)),
+            }
+        };
+        assert_eq!((report.bad, report.repaired), (1, 0));
+        for id in [1, 2] {
+            assert!(!meta.is_placed(bit, ChunkId(id)).unwrap(), "should a file refer to it, it is put again");
+        }
+    }
 }

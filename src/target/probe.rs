@@ -64,7 +64,7 @@ fn wins(outcome: Result<bool>) -> Result<Option<bool>> {
 }
 
 fn fresh_key() -> String {
-    key::temporary(&format!("probe-{:016x}", getrandom::u64().expect("the operating system has a random source")))
+    key::temporary(&format!("probe-{:016x}", crate::chance::u64()))
 }
 
 /// One line of the table.

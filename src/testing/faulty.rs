@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::clock;
 use crate::target::{Abilities, Body, Class, DynTarget, Error, Existing, Kind, Page, Result, Target};
 
 /// One call, as the hook sees it before it happens.
@@ -78,7 +79,7 @@ impl FaultyTarget {
         match (self.hook)(call) {
             Fault::Refuse(kind, class) => Err(refuse(kind, class)),
             Fault::Slow(duration) => {
-                tokio::time::sleep(duration).await;
+                clock::sleep(duration).await;
                 Ok(Fault::None)
             }
             Fault::Hang => std::future::pending().await,

@@ -244,7 +244,7 @@ impl Vfs {
         self: Arc<Self>,
         work: impl FnOnce(&Vfs) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        match tokio::task::spawn_blocking(move || work(&self)).await {
+        match crate::aside::blocking(move || work(&self)).await {
             Ok(result) => result,
             // Counted and answered where panics of handlers are.
             Err(ended) => match ended.try_into_panic() {

@@ -170,11 +170,11 @@ impl Vfs {
                 }
                 (change, changed)
             };
-            let (again, changed) = tokio::task::spawn_blocking(attempt).await.map_err(|_| Errno::IO)?;
+            let (again, changed) = crate::aside::blocking(attempt).await.map_err(|_| Errno::IO)?;
             match changed {
                 Err(error) if is_full(error) && clock::instant() < deadline => {
                     let freed = self.space().freed.notified();
-                    let _ = tokio::time::timeout(SPACE_LOOK, freed).await;
+                    let _ = clock::timeout(SPACE_LOOK, freed).await;
                 }
                 changed => return changed,
             }
@@ -188,7 +188,7 @@ impl Vfs {
             match self.space().admit(bytes) {
                 Admission::Go => return Ok(()),
                 Admission::Delay(delay) => {
-                    tokio::time::sleep(delay).await;
+                    clock::sleep(delay).await;
                     return Ok(());
                 }
                 Admission::Full => {
@@ -197,7 +197,7 @@ impl Vfs {
                         return Err(self.space().refusal());
                     }
                     // A timer beside the notice: space may come back without us (another program's file goes).
-                    let _ = tokio::time::timeout(left.min(SPACE_LOOK), freed).await;
+                    let _ = clock::timeout(left.min(SPACE_LOOK), freed).await;
                     self.space().sample();
                 }
             }

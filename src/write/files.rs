@@ -3,13 +3,13 @@
 //! Owns: which inodes are live, the end of sessions (freeze at the last close, discard without a name).
 //! Does not own: I/O on them (`io`), slots (`slots`), sealing and commit (`pipeline`).
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use crate::news as watch;
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex, RwLock};
-use tokio::sync::watch;
 
 use super::births::Births;
 use super::lend::Images;
@@ -46,7 +46,8 @@ pub struct Files {
     pub(super) open_files: Arc<OpenFiles>,
     pub(super) space: Arc<Space>,
     pub(super) evictor: Arc<Evictor>,
-    live: Mutex<HashMap<InodeId, Arc<LiveFile>>>,
+    /// In an order that is the same each time: a rotation goes over all of them.
+    live: Mutex<BTreeMap<InodeId, Arc<LiveFile>>>,
     births: Births,
     programs: Programs,
     /// Held for reading by every change of content, for writing by a rotation: one cut of the whole filesystem (O8).

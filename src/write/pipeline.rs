@@ -428,6 +428,42 @@ impl Committer {
     }
 }
 
+/// A pipeline whose steps are made one by one, by a simulation that decides when.
+#[cfg(test)]
+pub(crate) struct Stepped {
+    queue: Receiver<SealJob>,
+    committer: Committer,
+}
+
+#[cfg(test)]
+impl Stepped {
+    pub(crate) fn new(files: &Arc<Files>, queue: Receiver<SealJob>, chunk_size: u64) -> Stepped {
+        let (files, closing) = (files.clone(), Closing::new(chunk_size, clock::instant()));
+        Stepped { queue, committer: Committer { files, chunk_size, ready: vec![], gathering: vec![], closing } }
+    }
+
+    /// Reads and hashes one session; false: none waits.
+    pub(crate) fn seal(&mut self) -> bool {
+        let Ok(job) = self.queue.try_recv() else { return false };
+        let Committer { files, chunk_size, .. } = &self.committer;
+        match seal_one(files, &job, *chunk_size) {
+            Ok(sealed) => self.committer.ready.push(Ready { job, sealed }),
+            Err(error) => {
+                assert!(job.file.state.read().unnamed, "{} cannot be sealed: {error}", job.frozen.path);
+                files.meta.sync().unwrap();
+                files.settle(&job, End::Discarded);
+            }
+        }
+        true
+    }
+
+    /// Commits what is sealed, in one batch.
+    pub(crate) fn commit(&mut self) -> Result<()> {
+        let mut batch = std::mem::take(&mut self.committer.ready);
+        self.committer.try_commit(&mut batch)
+    }
+}
+
 /// The committer looks at least this often for somebody in a hurry.
 const POLL: Duration = Duration::from_millis(20);
 /// So long a batch that is due by somebody's hurry waits for the next sealed session.

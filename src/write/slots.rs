@@ -92,7 +92,7 @@ impl Files {
                 // Not lost, not yet proven (D3): the session stays queued.
                 return Err(rustix::io::Errno::TIMEDOUT.into());
             }
-            let _ = tokio::time::timeout(left.min(Duration::from_secs(1)), news.changed()).await;
+            let _ = clock::timeout(left.min(Duration::from_secs(1)), news.changed()).await;
         }
         Ok(())
     }
@@ -118,7 +118,7 @@ impl Files {
     }
 
     /// Tells of each session that came to its end.
-    pub fn settled_news(&self) -> tokio::sync::watch::Receiver<u64> {
+    pub fn settled_news(&self) -> crate::news::Receiver<u64> {
         self.settled_news.subscribe()
     }
 

@@ -284,7 +284,7 @@ fn make_dir<P: rustix::path::Arg + Copy>(parent: &OwnedFd, name: P) -> Result<()
 }
 
 fn unique_name() -> String {
-    let random = getrandom::u64().expect("the operating system has a random source");
+    let random = crate::chance::u64();
     format!("{}-{random:016x}", std::process::id())
 }
 

@@ -66,7 +66,7 @@ impl Limit {
             let turn = self.bucket.lock().reserve(bytes, clock::instant());
             match turn {
                 Turn::After(Duration::ZERO) => return,
-                Turn::After(wait) => return tokio::time::sleep(wait).await,
+                Turn::After(wait) => return clock::sleep(wait).await,
                 Turn::Closed => changed.await,
             }
         }
@@ -84,7 +84,7 @@ impl Limit {
             if busy.is_zero() || left.is_zero() {
                 return;
             }
-            tokio::time::sleep(busy.min(left)).await;
+            clock::sleep(busy.min(left)).await;
         }
     }
 
@@ -203,7 +203,7 @@ async fn watch<T>(patience: Duration, held: Held, call: impl Future<Output = T>)
     let credited = Cell::new(held.total());
     let mut left = patience;
     loop {
-        if let Ok(value) = tokio::time::timeout(left, call.as_mut()).await {
+        if let Ok(value) = clock::timeout(left, call.as_mut()).await {
             return Ok(value);
         }
         let total = held.total();

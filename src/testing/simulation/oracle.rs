@@ -1,0 +1,306 @@
+//! What must hold of a target at any moment.
+//!
+//! Owns: the true history, what of it lies on a target, restoring from one and comparing. Does not own: what must hold of one
+//! call (`place`).
+//!
+//! What a target restores to is the history without what is missing, applied in the order of history; and what is missing
+//! conflicts with nothing that is there (O6).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::place::Place;
+use super::world::World;
+use crate::clock;
+use crate::format::checkpoint::Complete;
+use crate::format::key::{self, CheckpointFile, Key};
+use crate::format::record::{Change, Record};
+use crate::format::segment;
+use crate::id::{ChunkHash, InodeId, SegmentNumber, Seq};
+use crate::meta::history::{assert_consistent, dump, empty_store_of};
+use crate::meta::journal::{self, Kind};
+use crate::meta::{Meta, Options};
+use crate::replication::conflicts::{Deferred, Footprint};
+use crate::restore::{self, Source};
+
+/// All records of a world, and when each place in history was taken.
+#[derive(Default)]
+pub(super) struct Truth {
+    pub records: BTreeMap<Seq, Change>,
+    /// Those that fill a slot which an `fsync` reserved.
+    synced: BTreeSet<Seq>,
+    /// All up to here are known.
+    known: Seq,
+    taken: Vec<Duration>,
+}
+
+/// What lies on a target.
+struct Held {
+    records: Vec<Record>,
+    /// Complete checkpoints.
+    checkpoints: usize,
+}
+
+impl World {
+    /// Takes note of the records that have their content now, before anybody may drop them.
+    pub(super) fn learn(&mut self) {
+        let meta = self.meta();
+        let (now, head) = (clock::simulated::now().unwrap_or_default(), meta.head());
+        self.truth.taken.resize(head.0 as usize, now);
+        let rows: Vec<(Seq, i64, Vec<u8>)> = meta
+            .read(|conn| {
+                let sql = "SELECT seq, kind, body FROM journal WHERE body IS NOT NULL AND seq > ?1";
+                let mut rows = conn.prepare_cached(sql)?;
+                let rows = rows.query_map([self.truth.known], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+                Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })
+            .unwrap();
+        for (seq, kind, body) in rows {
+            let change = journal::decode(seq, &body).unwrap().change;
+            if Kind::from_column(kind).unwrap() == Kind::Synced {
+                self.truth.synced.insert(seq);
+            }
+            let known = self.truth.records.entry(seq).or_insert_with(|| change.clone());
+            assert_eq!(*known, change, "world {}: record {seq} changed", self.seed);
+        }
+        while self.truth.records.contains_key(&self.truth.known.next()) {
+            self.truth.known = self.truth.known.next();
+        }
+    }
+
+    /// T9: nothing was deleted within the time of grace.
+    pub(super) fn check_deletions(&mut self) {
+        for place in &self.places {
+            for (hash, at) in place.take_deleted() {
+                self.life.deletions += 1;
+                let dead: Option<Seq> = self
+                    .meta()
+                    .read(|conn| {
+                        let row =
+                            conn.query_row("SELECT dead_seq FROM chunk WHERE hash = ?1", [hash], |row| row.get(0));
+                        Ok(row.unwrap_or_default())
+                    })
+                    .unwrap();
+                // No row: it went because it is nowhere. Not dead: wanted again since.
+                let Some(dead) = dead else { continue };
+                let died = self.truth.taken.get(dead.0 as usize - 1).copied().unwrap_or(at);
+                assert!(
+                    at.saturating_sub(died) >= self.tuning.grace,
+                    "world {}: {} lost chunk {hash} {:?} after its last use",
+                    self.seed,
+                    place.name,
+                    at.saturating_sub(died)
+                );
+            }
+        }
+    }
+
+    fn held(&self, place: &Place) -> Held {
+        let seed = self.seed;
+        let objects = place.memory.objects().clone();
+        let (filesystem, target) = (self.filesystem, place.id());
+        let mut complete = vec![];
+        let mut segments = vec![];
+        for (key, body) in &objects {
+            match key::parse(key) {
+                Key::Checkpoint { seq, export, file: CheckpointFile::Complete } => {
+                    let decoded = Complete::decode(body, seq, export);
+                    complete.push(decoded.unwrap_or_else(|e| panic!("world {seed}: {key}: {e}")));
+                }
+                Key::Segment { epoch, writer, n } => {
+                    segments.push((n, segment::Place { filesystem, target, epoch, writer, n }, body));
+                }
+                _ => {}
+            }
+        }
+        segments.sort_by_key(|(n, ..)| *n);
+        let newest = complete.iter().max_by_key(|complete| (complete.seq, complete.replay_from));
+        let (base, from) = newest.map_or((Seq::ZERO, SegmentNumber(1)), |newest| (newest.seq, newest.replay_from));
+        let mut records: Vec<Record> = self
+            .truth
+            .records
+            .range(..=base)
+            .map(|(seq, change)| Record { seq: *seq, change: change.clone() })
+            .collect();
+        assert_eq!(records.len() as u64, base.0, "world {seed}: {} has a checkpoint of what is not known", place.name);
+        let mut unit = vec![];
+        let mut next = from;
+        for (n, at, body) in segments.into_iter().filter(|(n, ..)| *n >= from) {
+            assert_eq!(n, next, "world {seed}: {} lacks a segment", place.name);
+            next = n.next();
+            let decoded = segment::decode(body, &at).unwrap_or_else(|e| panic!("world {seed}: {e}"));
+            unit.extend(decoded.records.into_iter().filter(|record| record.seq > base));
+            if decoded.trailer.end {
+                records.append(&mut unit);
+            }
+        }
+        Held { records, checkpoints: complete.len() }
+    }
+
+    /// Everything that must hold of a target at any moment.
+    pub(super) fn check_target(&mut self, index: usize) {
+        let place = self.places[index].clone();
+        if place.has_lied() || !place.memory.objects().contains_key(key::SUPERBLOCK) {
+            return;
+        }
+        let (seed, name) = (self.seed, place.name.clone());
+        let held = self.held(&place);
+        let seqs: BTreeSet<Seq> = held.records.iter().map(|record| record.seq).collect();
+        assert_eq!(seqs.len(), held.records.len(), "world {seed}: {name} has a record twice");
+        for record in &held.records {
+            assert_eq!(
+                self.truth.records.get(&record.seq),
+                Some(&record.change),
+                "world {seed}: {name} has another history"
+            );
+        }
+        // What was confirmed is not missing.
+        let row = self.meta().targets().unwrap().into_iter().find(|row| row.name == name);
+        if let Some(row) = row {
+            let missing = (1..=row.shipped_seq.0).map(Seq).find(|seq| !seqs.contains(seq));
+            assert_eq!(missing, None, "world {seed}: {name} confirmed up to {} and lacks a record", row.shipped_seq);
+        }
+        // O6: nothing on it overtook what it must not overtake.
+        let footprint = |(seq, change): (&Seq, &Change)| {
+            let footprint = Footprint::of(change);
+            let fsynced = self.truth.synced.contains(seq) && matches!(change, Change::Content(_));
+            (*seq, if fsynced { footprint.fsynced() } else { footprint })
+        };
+        let footprints: Vec<(Seq, Footprint)> = self.truth.records.iter().map(footprint).collect();
+        let mut missing = Deferred::new();
+        for (seq, footprint) in &footprints {
+            if seqs.contains(seq) {
+                assert!(missing.admits(footprint), "world {seed}: {name} has {seq}, which overtook what it must not");
+            } else {
+                missing.insert(footprint);
+            }
+        }
+        if held.records.is_empty() {
+            return;
+        }
+        self.life.restores += 1;
+        self.restores(&[index], &held.records, None);
+        if held.checkpoints > 1 {
+            // Were the newest one damaged, the one before it would serve: all that it names must be there, too.
+            let newest =
+                |key: &String| matches!(key::parse(key), Key::Checkpoint { file: CheckpointFile::Complete, .. });
+            let newest = place.memory.objects().keys().filter(|key| newest(key)).next_back().cloned();
+            self.restores(&[index], &[], newest);
+        }
+    }
+
+    /// Restores from these targets; without one object, if that is said.
+    fn restored(&mut self, indexes: &[usize], without: Option<&String>) -> (tempfile::TempDir, Meta, restore::Report) {
+        let (seed, dir) = (self.seed, tempfile::tempdir_in(self.dir.path()).unwrap());
+        let state = dir.path().join("state");
+        let source = |index: &usize| {
+            let place = &self.places[*index];
+            let copy = crate::target::memory::MemoryTarget::new();
+            copy.objects().extend(place.memory.objects().clone());
+            if let Some(without) = without {
+                copy.objects().remove(without);
+            }
+            Source { target: Arc::new(copy), name: place.name.clone(), uri: format!("memory://{}", place.name) }
+        };
+        let sources = indexes.iter().map(source).collect();
+        let report =
+            self.drive("restore", async { restore::restore(sources, &state, restore::Options::default()).await });
+        let report = report.unwrap_or_else(|e| panic!("world {seed}: {indexes:?} cannot be restored: {e}"));
+        let meta = Meta::open(&state.join("meta.sqlite"), &Options::default()).unwrap();
+        (dir, meta, report)
+    }
+
+    /// These targets restore to what these records lead to, applied in the order of history.
+    fn restores(&mut self, indexes: &[usize], held: &[Record], without: Option<String>) {
+        let seed = self.seed;
+        let (_dir, restored, report) = self.restored(indexes, without.as_ref());
+        assert_eq!(report.lost_chunks, 0, "world {seed}: {indexes:?} without {without:?}");
+        sound(&restored);
+        if without.is_none() {
+            let expected = self.replayed(held);
+            assert_eq!(dump(&restored), expected, "world {seed}: {indexes:?} restores to something else");
+        }
+    }
+
+    /// What records lead to, applied in the order of history.
+    fn replayed(&self, held: &[Record]) -> Vec<String> {
+        let dir = tempfile::tempdir_in(self.dir.path()).unwrap();
+        let model = empty_store_of(dir.path(), self.filesystem);
+        let mut in_order: Vec<&Record> = held.iter().collect();
+        in_order.sort_by_key(|record| record.seq);
+        model
+            .write(|tx| in_order.iter().try_for_each(|record| tx.replay(record)))
+            .unwrap_or_else(|e| panic!("world {}: {e}", self.seed));
+        sound(&model);
+        dump(&model)
+    }
+
+    /// What a file holds that is restored from one target; `None`: it is not there.
+    pub(super) fn content_on(&mut self, index: usize, ino: InodeId) -> Option<Vec<u8>> {
+        if !self.places[index].memory.objects().contains_key(key::SUPERBLOCK)
+            || self.held(&self.places[index]).records.is_empty()
+        {
+            return None;
+        }
+        let (_dir, restored, _) = self.restored(&[index], None);
+        self.content_of(&restored, index, ino)
+    }
+
+    /// What a file of a restored state holds, with bytes from one target.
+    pub(super) fn content_of(&self, restored: &Meta, index: usize, ino: InodeId) -> Option<Vec<u8>> {
+        type Row = (i64, i64, ChunkHash, i64);
+        let (size, extents): (i64, Vec<Row>) = restored
+            .read(|conn| {
+                let size = conn.query_row("SELECT size FROM inode WHERE ino = ?1", [ino], |row| row.get(0));
+                let sql = "SELECT e.offset, e.length, c.hash, e.chunk_offset FROM inode i JOIN extent e ON e.manifest = i.manifest \
+                           JOIN chunk c ON c.id = e.chunk WHERE i.ino = ?1";
+                let mut rows = conn.prepare(sql)?;
+                let rows = rows.query_map([ino], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
+                Ok((size.unwrap_or(-1), rows.collect::<rusqlite::Result<_>>()?))
+            })
+            .unwrap();
+        let mut content = vec![0; usize::try_from(size).ok()?];
+        let objects = self.places[index].memory.objects();
+        for (offset, length, hash, chunk_offset) in extents {
+            let (from, to) = (chunk_offset as usize, (chunk_offset + length) as usize);
+            content[offset as usize..(offset + length) as usize]
+                .copy_from_slice(&objects.get(&key::chunk(hash))?[from..to]);
+        }
+        Some(content)
+    }
+
+    /// In the end each target alone, and all together, restore to everything.
+    pub(super) fn check_whole(&mut self) {
+        let everything: Vec<Record> =
+            self.truth.records.iter().map(|(seq, change)| Record { seq: *seq, change: change.clone() }).collect();
+        assert_eq!(everything.len() as u64, self.meta().head().0, "world {}: every record has its content", self.seed);
+        let all: Vec<usize> = (0..self.places.len()).collect();
+        let expected = self.replayed(&everything);
+        for index in &all {
+            let (_dir, restored, report) = self.restored(&[*index], None);
+            assert_eq!(report.lost_chunks, 0, "world {}: {index}", self.seed);
+            assert_eq!(dump(&restored), expected, "world {}: {index} restores to something else", self.seed);
+        }
+        let (_dir, restored, _) = self.restored(&all, None);
+        assert_eq!(dump(&restored), expected, "world {}: all together restore to something else", self.seed);
+        let index = self.random.below(all.len());
+        for (ino, file) in &self.programs.files {
+            let content = self.content_of(&restored, index, *ino);
+            assert!(
+                content.as_ref() == Some(file.now()),
+                "world {}: {} has another {ino}",
+                self.seed,
+                self.places[index].name
+            );
+        }
+    }
+}
+
+fn sound(meta: &Meta) {
+    meta.read(|conn| {
+        assert_consistent(conn);
+        Ok(())
+    })
+    .unwrap();
+}
