@@ -14,6 +14,8 @@
 //! - A request that is given up by closing the connection is dropped; what the daemon must finish anyway it spawns.
 
 pub mod client;
+#[cfg(test)]
+mod golden;
 pub mod protocol;
 pub mod registry;
 pub mod server;

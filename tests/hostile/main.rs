@@ -6,6 +6,8 @@
 
 mod buckets;
 mod crafted;
+#[path = "../fuzz/entries.rs"]
+mod entries;
 mod memory;
 mod mutate;
 mod parsers;

@@ -457,7 +457,7 @@ impl World {
         let live = mounted.live.clone();
         live.files.tick(&self.tuning.rotation).unwrap();
         let before = live.space.used();
-        mounted.evictor.round(&AtomicBool::new(false)).unwrap();
+        mounted.evictor.round(&AtomicBool::new(false), || false).unwrap();
         self.life.evictions += u64::from(live.space.used() < before);
         if clock::instant().since(mounted.looked) >= Duration::from_secs(5) {
             mounted.looked = clock::instant();
