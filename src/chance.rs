@@ -30,7 +30,7 @@ pub struct Seeded(pub u64);
 #[cfg(any(test, feature = "testing"))]
 impl Seeded {
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -40,7 +40,7 @@ impl Seeded {
 
     /// A number below `bound`.
     pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
+        (self.draw() % bound as u64) as usize
     }
 }
 
@@ -61,6 +61,6 @@ pub(crate) mod simulated {
     }
 
     pub(super) fn draw() -> Option<u64> {
-        SEEDED.with_borrow_mut(|seeded| seeded.as_mut().map(Seeded::next))
+        SEEDED.with_borrow_mut(|seeded| seeded.as_mut().map(Seeded::draw))
     }
 }

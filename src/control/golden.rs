@@ -54,13 +54,17 @@ fn every_request_is_written_and_read_as_ever() {
 #[test]
 fn replies_are_written_and_read_as_ever() {
     for line in read("replies.jsonl").lines() {
-        let reply: Reply = golden(line);
-        let ReplyBody::Ok(value) = reply.body else { continue };
-        let text = value.to_string();
+        let reply: Reply = serde_json::from_str(line).unwrap();
+        let ReplyBody::Ok(value) = reply.body else {
+            golden::<Reply>(line);
+            continue;
+        };
+        // Its members come in no order of their own; the answer inside has one.
+        let inside = line.split_once("\"ok\":").and_then(|(_, rest)| rest.strip_suffix('}')).unwrap();
         match reply.id {
-            2 => drop(serde_json::from_str::<Vec<Whereis>>(&text).unwrap()),
-            3 => assert_eq!(serde_json::from_str::<Flushed>(&text).unwrap().seq, 812),
-            9 => assert_eq!(serde_json::from_str::<Said>(&text).unwrap().lines.len(), 1),
+            2 => assert_eq!(golden::<Vec<Whereis>>(inside).len(), 1),
+            3 => assert_eq!(golden::<Flushed>(inside).seq, 812),
+            9 => assert_eq!(golden::<Said>(inside).lines.len(), 1),
             _ => assert!(value.is_null()),
         }
     }

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 
+use crate::clock;
 use crate::format::key;
 use crate::id::{ChunkHash, Seq, TargetBit};
 use crate::meta::gc::Amount;

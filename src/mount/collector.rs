@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::live::Live;
 use super::parts::Parts;
+use crate::clock;
 use crate::control::{Error, Said};
 use crate::gc::{self, Plan};
 use crate::id::TargetBit;

@@ -133,10 +133,10 @@ impl Scrubs {
     /// other, for GC too. For ever: a target may be met again later.
     pub async fn prove_claims(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            clock::sleep(LOOK_EVERY).await;
             for source in self.fetcher.sources() {
                 let meta = self.meta.clone();
-                let claims = tokio::task::spawn_blocking(move || meta.has_claims(source.bit)).await;
+                let claims = crate::aside::blocking(move || meta.has_claims(source.bit)).await;
                 if !matches!(claims, Ok(Ok(true))) {
                     continue;
                 }

@@ -451,7 +451,7 @@ impl Stepped {
             Err(error) => {
                 assert!(job.file.state.read().unnamed, "{} cannot be sealed: {error}", job.frozen.path);
                 files.meta.sync().unwrap();
-                files.settle(&job, End::Discarded);
+                files.settle(&job, End::Discarded, None);
             }
         }
         true

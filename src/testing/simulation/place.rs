@@ -256,7 +256,7 @@ impl Place {
                 if let Some(late) = late {
                     let mut state = self.state.lock();
                     if state.random.below(2) == 0 {
-                        let delay = Duration::from_millis(state.random.next() % LATE_MAX);
+                        let delay = Duration::from_millis(state.random.draw() % LATE_MAX);
                         state.late.push((clock::simulated::now().unwrap_or_default() + delay, late));
                     }
                 }

@@ -145,11 +145,11 @@ impl World {
         };
         // Some contents come again: chunks are shared.
         let kind = self.random.below(6) as u64;
-        let seed = if kind == 0 { 7 } else { self.random.next() };
+        let seed = if kind == 0 { 7 } else { self.random.draw() };
         let mut random = crate::chance::Seeded(seed);
         let mut bytes = Vec::with_capacity(length + 8);
         while bytes.len() < length {
-            bytes.extend(random.next().to_le_bytes());
+            bytes.extend(random.draw().to_le_bytes());
         }
         bytes.truncate(length);
         bytes

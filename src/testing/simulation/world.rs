@@ -229,7 +229,7 @@ impl World {
         self.mounted.as_ref().expect("mounted").vfs.clone()
     }
 
-    fn live(&self) -> Arc<Live> {
+    pub(super) fn live(&self) -> Arc<Live> {
         self.mounted.as_ref().expect("mounted").live.clone()
     }
 
@@ -245,16 +245,15 @@ impl World {
 
     /// Waits for something that needs time to pass.
     pub(super) fn drive<T>(&mut self, what: &str, future: impl Future<Output = T>) -> T {
-        let places = self.places.clone();
+        let World { places, truth, mounted, seed, .. } = self;
         let alone;
-        let runtime = match &self.mounted {
+        let runtime = match &*mounted {
             Some(mounted) => &mounted.runtime,
             None => {
                 alone = runtime();
                 &alone
             }
         };
-        let seed = self.seed;
         runtime.block_on(async {
             let mut future = pin!(future);
             let began = clock::instant();
@@ -266,7 +265,10 @@ impl World {
                 tokio::task::yield_now().await;
                 tokio::task::yield_now().await;
                 assert!(clock::instant().since(began) < PATIENCE, "world {seed}: {what} does not end");
-                pass(&places, simulated::until_next().unwrap_or(Duration::from_millis(100)));
+                pass(places, simulated::until_next().unwrap_or(Duration::from_millis(100)));
+                if let Some(mounted) = &*mounted {
+                    truth.learn(&mounted.live.meta, &mounted.live.replication.journal_holds());
+                }
             }
         })
     }
@@ -279,6 +281,7 @@ impl World {
             pass(&self.places, next);
             left -= next;
             self.run(2);
+            self.learn();
             if next.is_zero() {
                 left = left.saturating_sub(Duration::from_micros(1));
             }
