@@ -187,7 +187,6 @@ pub async fn collect(
         if batch.is_empty() {
             return Ok(gone);
         }
-        failpoint::pass(Point::Deletion);
         let own = Own::of(meta, bit)?;
         if contact::fenced_by(target, &own).await?.is_some() {
             return Err(Error::Fenced);
@@ -213,7 +212,6 @@ pub async fn collect(
             .buffer_unordered(REQUESTS)
             .collect()
             .await;
-        failpoint::pass(Point::Deleted);
         let done: Vec<ChunkHash> =
             answers.iter().filter(|(_, answer)| answer.is_ok()).map(|(chunk, _)| *chunk).collect();
         gone += done.len() as u64;

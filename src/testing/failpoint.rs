@@ -102,10 +102,6 @@ points! {
     RepackFile = "repack_file",
     /// The first references of a rewrite have moved, others have not (O5).
     Repack = "repack",
-    /// Bits of garbage are taken durably, no DELETE is sent (T9).
-    Deletion = "deletion",
-    /// DELETEs of garbage are answered, that is not noted (T9).
-    Deleted = "deleted",
     /// `fdatasync` of a staged file.
     SyncStaged = "sync_staged",
     /// `fdatasync` of a range record.

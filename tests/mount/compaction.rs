@@ -125,7 +125,7 @@ fn strike(place: &mut Place, point: &str) {
 fn o5_t9_a_kill_in_the_middle_of_rewriting_or_collecting_harms_nobody() {
     let mut place = Place::new(&["a", "b"]);
     let expected = worn(&mut place);
-    for point in ["repack_file", "repack", "repack", "deletion", "deleted"] {
+    for point in ["repack_file", "repack", "repack", "gc_begun", "gc_deleted"] {
         strike(&mut place, point);
     }
     let mounted = place.mount();
