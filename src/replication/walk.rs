@@ -154,8 +154,9 @@ impl Walks {
         if self.again.is_none() && self.again_at.is_some_and(|at| now >= at) {
             self.again_at = None;
             self.began_at = Some(now);
-            // Before the first page nothing was passed yet.
+            // Where nothing was passed, what is lacking now lies ahead.
             self.again = (self.cursor > ChunkId(0)).then_some(Again { cursor: ChunkId(0), until: self.cursor });
+            self.more |= self.again.is_none();
         }
         let new = room.new.filter(|_| self.more).map(|room| (Which::New, self.cursor, room));
         let passed = room.passed.and_then(|room| self.again.map(|again| (Which::Passed, again.cursor, room)));

@@ -696,7 +696,8 @@ impl Xfs {
         File::create(&image).unwrap().set_len(2 << 30).unwrap();
         program("mkfs.xfs", ["-q".as_ref(), "-f".as_ref(), "-m".as_ref(), "reflink=1".as_ref(), image.as_path()]);
         std::fs::create_dir(&mountpoint).unwrap();
-        let mounted = finish(Command::new("mount").args(["-o", "loop"]).args([&image, &mountpoint]));
+        // allocsize: what is allocated is what was written, not what xfs guesses that may be.
+        let mounted = finish(Command::new("mount").args(["-o", "loop,allocsize=64k"]).args([&image, &mountpoint]));
         if mounted.code != 0 {
             skipped(&format!("no loop device for xfs on this machine: {}", mounted.stderr.trim()));
             return None;

@@ -213,6 +213,16 @@ fn a_chunk_without_a_source_is_tried_again_when_another_target_comes_into_contac
 }
 
 #[test]
+fn t7_what_is_lacking_after_a_first_look_that_found_nothing_is_found() {
+    let (mut planner, _) = one_target(&[]);
+    assert_eq!(tick(&mut planner, 1), []);
+    planner.walk_anew(bit(0));
+    assert!(matches!(tick(&mut planner, 2)[..], [Effect::Load { after: ChunkId(0), .. }]));
+    let chunk = todo(1, BULK);
+    assert_eq!(tell(&mut planner, 3, TargetEvent::Loaded(page(&[chunk]))), [put(chunk)]);
+}
+
+#[test]
 fn a_page_read_before_a_placement_does_not_bring_the_chunk_back() {
     let chunk = todo(1, BULK);
     let (mut planner, _) = one_target(&[chunk]);
