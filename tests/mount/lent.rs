@@ -749,6 +749,8 @@ fn p3_where_blocks_are_shared_a_thaw_keeps_the_sealed_bytes_and_their_holes() {
     // Not open as a copy is: its bytes are not in a file of its own.
     std::fs::write(mounted.path("by-reference"), b"").unwrap();
     assert_eq!(mounted.command("flush", &["--wait", "local", "--timeout", "60"]).code, 0);
+    // A file whose last RELEASE is still on its way is copied by its bytes; it stands still when its session's file is gone.
+    wait_for("both files stand still", || shell(&state, "find chunks -type f").lines().count() == 1);
     let copied = edit(&mounted.path("by-reference"));
     let shared = rustix::fs::copy_file_range(&reader, Some(&mut 0), &copied, Some(&mut 0), 300 * MIB).unwrap();
     assert!(shared > 0);
