@@ -15,9 +15,6 @@ use crate::meta::slot::SlotRequest;
 use crate::meta::{Error, Result};
 use crate::testing::failpoint::{self, Point};
 
-/// From this size on, writeback starts at FLUSH, so that the sync before the commit (S2) finds little to do.
-const WRITEBACK_AT: u64 = 1 << 20;
-
 /// When open sessions are rotated (O8).
 #[derive(Debug, Clone, Copy)]
 pub struct Rotation {
@@ -37,20 +34,12 @@ impl Files {
     /// FLUSH, at each `close(2)`: a file that is dirty since its last slot takes one.
     pub fn flush(&self, ino: InodeId) -> Result<()> {
         let Some(file) = self.find(ino) else { return Ok(()) };
-        let writeback = {
+        {
             let mut state = file.state.write();
             self.observe(ino, &mut state)?;
-            if !state.staged.as_ref().is_some_and(|staged| staged.is_dirty()) {
-                return self.troubles.check(ino);
+            if state.staged.as_ref().is_some_and(|staged| staged.is_dirty()) {
+                self.reserve(ino, &mut state, false)?;
             }
-            self.reserve(ino, &mut state, false)?;
-            let large = state.attributes.is_some_and(|attributes| attributes.size >= WRITEBACK_AT);
-            state.staged.as_ref().filter(|_| large).map(|staged| staged.file.clone())
-        };
-        if let Some(staged) = writeback {
-            use std::os::fd::AsRawFd;
-            // SAFETY: the descriptor is open while `staged` lives. A failure only means that the later sync has more to do.
-            unsafe { libc::sync_file_range(staged.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
         }
         self.troubles.check(ino)
     }

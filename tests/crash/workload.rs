@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -55,6 +55,13 @@ fn run(order: &Order) {
     let mut log = OpenOptions::new().append(true).create(true).open(&order.log).unwrap();
     // By a descriptor: a path would lead to the directory below once the dead mount is taken away.
     let Ok(held) = File::open(&order.root) else { return };
+    // Taken away before this process began: what is there is the directory below.
+    let device = |file: &File| file.metadata().map(|metadata| metadata.dev());
+    let below =
+        File::open(order.root.parent().expect("it lies in a directory")).and_then(|parent| device(&parent)).unwrap();
+    if device(&held).ok().is_none_or(|device| device == below) {
+        return;
+    }
     let root = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
     let Ok(found) = scan(&root) else { return };
     let mut random = Random(order.seed);
