@@ -15,8 +15,6 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::plan::{Rewrite, Source};
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::fetched_path;
@@ -144,7 +142,7 @@ impl Rewriter {
         };
         // Of a file of this mount only checksums were compared; what gets a new name is compared with its old one.
         let local = local.map(|checked| checked.into_body().parts().to_vec());
-        let (parts, fetched) = match local.filter(|parts| name_of(parts) == wanted.hash) {
+        let (parts, fetched) = match local.filter(|parts| source::name_of(parts) == wanted.hash) {
             Some(parts) => (parts, 0),
             None => {
                 let fetched = self.fetcher.runtime().block_on(self.fetcher.fetch(wanted));
@@ -194,12 +192,4 @@ impl Rewriter {
         }
         files.sync_entry(&new.file)
     }
-}
-
-fn name_of(parts: &[Bytes]) -> ChunkHash {
-    let mut hasher = blake3::Hasher::new();
-    for part in parts {
-        hasher.update(part);
-    }
-    hasher.finalize().into()
 }

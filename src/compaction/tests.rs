@@ -65,6 +65,23 @@ struct World {
 }
 
 impl World {
+    /// Three quarters of every gathered chunk are of no use any more.
+    fn with_sparse_chunks() -> World {
+        let mut world = World::new();
+        for n in 0..200u32 {
+            let bytes = world.noise(4_000);
+            world.write(format!("{n}").as_bytes(), 0, &bytes);
+        }
+        world.settle();
+        world.ship();
+        for n in (0..200u32).filter(|n| n % 4 != 0) {
+            world.remove(format!("{n}").as_bytes());
+        }
+        world.settle();
+        world.ship();
+        world
+    }
+
     fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let created = Created {
@@ -568,18 +585,7 @@ fn s10_nothing_is_rewritten_while_a_target_lags_and_one_that_is_resynced_hinders
 
 #[test]
 fn what_is_not_local_is_fetched_and_what_is_wrong_is_never_renamed() {
-    let mut world = World::new();
-    for n in 0..200u32 {
-        let bytes = world.noise(4_000);
-        world.write(format!("{n}").as_bytes(), 0, &bytes);
-    }
-    world.settle();
-    world.ship();
-    for n in (0..200u32).filter(|n| n % 4 != 0) {
-        world.remove(format!("{n}").as_bytes());
-    }
-    world.settle();
-    world.ship();
+    let mut world = World::with_sparse_chunks();
     world.evict();
     // The copies of one target are wrong, all of them.
     for body in world.targets[0].objects().values_mut() {
@@ -595,18 +601,7 @@ fn what_is_not_local_is_fetched_and_what_is_wrong_is_never_renamed() {
     world.down.push(0);
     world.check();
     // Nobody has right ones: nothing is made of them.
-    let mut world = World::new();
-    for n in 0..200u32 {
-        let bytes = world.noise(4_000);
-        world.write(format!("{n}").as_bytes(), 0, &bytes);
-    }
-    world.settle();
-    world.ship();
-    for n in (0..200u32).filter(|n| n % 4 != 0) {
-        world.remove(format!("{n}").as_bytes());
-    }
-    world.settle();
-    world.ship();
+    let mut world = World::with_sparse_chunks();
     let files = world.meta.chunk_files(crate::id::ChunkFileId(0), 1 << 20).unwrap();
     assert!(!files.is_empty());
     world.evict();
@@ -620,18 +615,7 @@ fn what_is_not_local_is_fetched_and_what_is_wrong_is_never_renamed() {
 
 #[test]
 fn s5_local_bytes_that_match_their_checksum_and_not_their_name_get_no_new_one() {
-    let mut world = World::new();
-    for n in 0..200u32 {
-        let bytes = world.noise(4_000);
-        world.write(format!("{n}").as_bytes(), 0, &bytes);
-    }
-    world.settle();
-    world.ship();
-    for n in (0..200u32).filter(|n| n % 4 != 0) {
-        world.remove(format!("{n}").as_bytes());
-    }
-    world.settle();
-    world.ship();
+    let mut world = World::with_sparse_chunks();
     let rows: Vec<(i64, String, u64, u64)> = world
         .meta
         .read(|conn| {

@@ -80,22 +80,22 @@ impl Adapter {
         operation: &'static str,
         body: impl FnOnce(&Vfs) -> Result<T>,
     ) -> std::result::Result<T, fuser::Errno> {
-        self.ask();
-        self.run_behind(operation, body)
+        self.asked(operation, || body(&self.vfs)).map_err(errno)
     }
 
-    /// The same for what no program waits for.
+    /// The same, with the errno as the filesystem has it. A program asks for something: what can wait keeps out of its way.
+    pub(super) fn asked<T>(&self, operation: &'static str, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.vfs.files().programs().ask(clock::instant());
+        catch(&self.panics, operation, body)
+    }
+
+    /// As [`Adapter::run`], for what no program waits for.
     fn run_behind<T>(
         &self,
         operation: &'static str,
         body: impl FnOnce(&Vfs) -> Result<T>,
     ) -> std::result::Result<T, fuser::Errno> {
         catch(&self.panics, operation, || body(&self.vfs)).map_err(errno)
-    }
-
-    /// A program asks for something: what can wait keeps out of its way.
-    pub(super) fn ask(&self) {
-        self.vfs.files().programs().ask(clock::instant());
     }
 
     fn reply_entry(&self, operation: &'static str, reply: ReplyEntry, body: impl FnOnce(&Vfs) -> Result<Attributes>) {
@@ -236,7 +236,7 @@ impl Filesystem for Adapter {
         let set = SetAttributes { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
         let (caller, ino) = (caller(request), inode(ino));
         let setattr = move |vfs: &Vfs| vfs.setattr(&caller, ino, &set);
-        let done = catch(&self.panics, "setattr", || setattr(&self.vfs));
+        let done = self.asked("setattr", || setattr(&self.vfs));
         let answer = |done: Result<Attributes>| match done {
             Ok(attributes) => reply.attr(&TTL, &file_attr(&attributes)),
             Err(error) => reply.error(errno(error)),
@@ -348,7 +348,7 @@ impl Filesystem for Adapter {
                 reply.error(errno(error));
             }
         };
-        match catch(&self.panics, "open", || open(&self.vfs)) {
+        match self.asked("open", || open(&self.vfs)) {
             // One that truncates makes a file.
             Err(error) if flags.0 & libc::O_TRUNC != 0 && is_full(error) => {
                 self.later("open", self.vfs.clone().with_room(0, open), answer);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use fuser::{BackingId, FileHandle, FopenFlags, ReplyCreate, ReplyData, ReplyOpen, ReplyWrite};
 use futures::FutureExt;
 
-use super::adapter::{Adapter, catch, failpoint, panicked};
+use super::adapter::{Adapter, failpoint, panicked};
 use super::attr::{GENERATION, TTL, file_attr};
 use super::errno::reply as errno;
 use crate::id::InodeId;
@@ -105,16 +105,13 @@ impl Creating for Opening<ReplyCreate> {
 impl Adapter {
     /// Reads and answers, now if the bytes are local.
     pub(super) fn reply_read(&self, ino: InodeId, offset: u64, size: u32, reply: ReplyData) {
-        self.ask();
-        BUFFER.with_borrow_mut(|buffer| {
-            match catch(&self.panics, "read", || self.vfs.read(ino, offset, size, buffer)) {
-                Ok(Outcome::Ready) => reply.data(buffer),
-                Ok(Outcome::Pending(fetch)) => self.later("read", fetch, move |fetched| match fetched {
-                    Ok(bytes) => reply.data(&bytes),
-                    Err(error) => reply.error(errno(error)),
-                }),
+        BUFFER.with_borrow_mut(|buffer| match self.asked("read", || self.vfs.read(ino, offset, size, buffer)) {
+            Ok(Outcome::Ready) => reply.data(buffer),
+            Ok(Outcome::Pending(fetch)) => self.later("read", fetch, move |fetched| match fetched {
+                Ok(bytes) => reply.data(&bytes),
                 Err(error) => reply.error(errno(error)),
-            }
+            }),
+            Err(error) => reply.error(errno(error)),
         });
     }
 
@@ -129,9 +126,8 @@ impl Adapter {
         kill_set_ids: Option<Caller>,
         reply: ReplyWrite,
     ) {
-        self.ask();
         let length = data.len() as u32;
-        let written = catch(&self.panics, "write", || {
+        let written = self.asked("write", || {
             if let Some(caller) = &kill_set_ids {
                 self.vfs.clear_set_ids(caller, ino)?;
             }

@@ -90,7 +90,7 @@ pub fn open(files: &mut Files<'_>, mount: u64, sources: &ChunkSources) -> (Optio
             tiling.iter().map(|index| sources.pieces[*index].length).filter(|length| *length < MAP_MIN).sum::<u64>();
         let parts = join(tiling.iter().filter_map(|index| ranges[*index].take()), small as usize);
         let is_old = |index: &&usize| sources.pieces[**index].mount < mount;
-        if tiling.iter().any(|index| is_old(&index)) && hash(&parts) != sources.chunk.hash {
+        if tiling.iter().any(|index| is_old(&index)) && name_of(&parts) != sources.chunk.hash {
             // Which of the old ranges it is, their checksums do not tell: none of them is trusted.
             for &index in tiling.iter().filter(is_old) {
                 opener.report(&sources.pieces[index].name, "the chunk does not match its name".to_owned());
@@ -271,7 +271,8 @@ fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
-fn hash(parts: &[Bytes]) -> ChunkHash {
+/// The name of a chunk with these bytes.
+pub fn name_of(parts: &[Bytes]) -> ChunkHash {
     let mut hasher = blake3::Hasher::new();
     for part in parts {
         hasher.update(part);

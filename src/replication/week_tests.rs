@@ -12,7 +12,7 @@ use crate::meta::Meta;
 use crate::meta::commit::{Batch, SealedChunk, SealedExtent, SealedPiece, SealedSession};
 use crate::meta::slot::SlotRequest;
 use crate::meta::target::{Configured, Mode};
-use crate::meta::testing::{file, store};
+use crate::meta::testing::{file, slot_request, store};
 
 const CHUNK: u64 = 4 << 20;
 const FILES: u64 = 100;
@@ -50,18 +50,7 @@ impl World {
         let (session, size) = (SessionId(self.sessions), CHUNKS_OF_FILE * CHUNK);
         let base = self.meta.inode(ino).unwrap().generation;
         let time = Timestamp::EPOCH;
-        let request = SlotRequest {
-            ino,
-            session,
-            base,
-            whole: true,
-            base_limit: 0,
-            synced_size: None,
-            size,
-            mtime: time,
-            ctime: time,
-            fsynced: false,
-        };
+        let request = SlotRequest { base, mtime: time, ctime: time, ..slot_request(ino, session.0, size) };
         self.meta.write(|tx| tx.reserve_slot(&request)).unwrap();
         let of = |n: u64| {
             let piece = SealedPiece { chunk_offset: 0, length: CHUNK, file: 0, file_offset: n * CHUNK, crc32c: 0 };

@@ -7,7 +7,8 @@
 //! last name gone ──▶ waiting ──the kernel forgets it──▶ forgotten ──no open handle──▶ rows removed
 //! ```
 //!
-//! While programs are busy they stay (`priority`). Only orphans are kept in memory; a crash leaves them to the next mount ([`Meta::remove_all_orphans`]).
+//! While programs are busy they stay (`priority`). Only orphans are kept in memory; a crash leaves them to the next mount
+//! ([`Meta::remove_all_orphans`]).
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -141,7 +141,8 @@ impl Staged {
         size: u64,
         now: Instant,
     ) -> io::Result<Staged> {
-        let path = SessionName { session: id, ino, base, whole }.path();
+        let name = SessionName { session: id, ino, base, whole };
+        let path = name.path();
         let file = files.create(&path)?;
         let mut log = None;
         if !whole {
@@ -156,15 +157,20 @@ impl Staged {
             }
         }
         failpoint::pass(Point::Stage);
-        Ok(Staged {
-            id,
-            base,
-            whole,
-            base_limit: if whole { 0 } else { size },
+        Ok(Staged { base_limit: if whole { 0 } else { size }, log, ..Staged::of(&name, path, Arc::new(file), now) })
+    }
+
+    /// A session on this file of which nothing is known yet.
+    fn of(name: &SessionName, path: String, file: Arc<File>, began: Instant) -> Staged {
+        Staged {
+            id: name.session,
+            base: name.base,
+            whole: name.whole,
+            base_limit: 0,
             path,
-            file: Arc::new(file),
+            file,
             ranges: RangeSet::default(),
-            log,
+            log: None,
             dirtyings: 0,
             slot_dirtyings: 0,
             has_slot: false,
@@ -172,12 +178,12 @@ impl Staged {
             synced_size: None,
             slot_synced_size: None,
             entry_synced: false,
-            began: now,
+            began,
             accounted: 0,
             unchecked: 0,
             permit: None,
             backing: None,
-        })
+        }
     }
 
     /// Begins a session on a file that is there and that the kernel may read by itself: all of its `size` bytes are
@@ -187,30 +193,9 @@ impl Staged {
         let file = Arc::new(files.open(&path)?);
         let mut watch = Watch::new(&file)?;
         watch.read = true;
-        Ok(Staged {
-            id: name.session,
-            base: name.base,
-            whole: true,
-            base_limit: 0,
-            path,
-            file,
-            ranges: RangeSet::default(),
-            log: None,
-            dirtyings: 1,
-            slot_dirtyings: 0,
-            has_slot: false,
-            fsynced: false,
-            // Its bytes are on disk, but not as one state with those that come: none of it counts after a power cut
-            // before the next sync, and the generation before stays.
-            synced_size: None,
-            slot_synced_size: None,
-            entry_synced: false,
-            began: now,
-            accounted: 0,
-            unchecked: 0,
-            permit: None,
-            backing: Some(watch),
-        })
+        // Its bytes are on disk, but not as one state with those that come: none of it counts as synced, so after a power
+        // cut before the next sync the generation before stays.
+        Ok(Staged { dirtyings: 1, backing: Some(watch), ..Staged::of(&name, path, file, now) })
     }
 
     /// Makes its file a backing file of the kernel: what `register` gets is open for reading only, as a writable descriptor

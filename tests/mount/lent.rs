@@ -86,6 +86,8 @@ fn p1_a_large_image_is_read_by_the_kernel_and_a_small_file_by_requests() {
     let large = passthrough_reader(&place, &mounted.path("large"));
     assert!(read_all(&large) == content);
     drop(large);
+    // Its RELEASE is on its way: an edit before that would thaw the image, and leave another.
+    wait_for("nobody has it", || held(&place.path("state")) == 0);
     edit(&mounted.path("large")).write_all_at(b"edited", 1000).unwrap();
     flush(&mounted);
     let large = File::open(mounted.path("large")).unwrap();
