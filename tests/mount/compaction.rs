@@ -58,8 +58,9 @@ fn s10_nearly_empty_chunks_are_rewritten_and_every_target_settles_and_restores()
     // A target that lags: nothing is rewritten, and it is said why.
     unplug(&place, "b");
     std::fs::write(place.mnt().join("more"), noise(2000, 1 << 20)).unwrap();
-    wear(&place);
+    // Only then is there something to rewrite: sooner, it would be done before the target lags.
     wait_for("the target lags", || mounted.status()["garbage"]["held"].is_string());
+    wear(&place);
     wait_for("there is much to rewrite", || mounted.status()["garbage"]["sparse_bytes"].as_u64().unwrap() > 512 << 10);
     let plan = done(mounted.command("gc", &["--dry-run"]));
     assert!(plan.contains("to be rewritten: ") && plan.contains("not now: target \"b\" lags"), "{plan}");
