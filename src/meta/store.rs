@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::news as watch;
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, params};
 
 use super::cache::{Cache, Changes, Noted};
@@ -623,7 +624,15 @@ pub(super) fn configure(conn: &Connection) -> Result<()> {
     conn.pragma_update(None, "cache_size", -16 * 1024)?;
     conn.pragma_update(None, "temp_store", "MEMORY")?;
     persist_wal(conn)?;
+    plan_once(conn)?;
     conn.set_prepared_statement_cache_capacity(256);
+    Ok(())
+}
+
+/// Plans once. Otherwise a statement with `LIMIT ?` is parsed and planned again each time a value is bound to it
+/// (`sqlite3ExprIsInteger` looks at the value): a fifth of the time of listing directories, and as much of short transactions.
+fn plan_once(conn: &Connection) -> Result<()> {
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(())
 }
 
@@ -649,6 +658,7 @@ fn reader(path: &Path) -> Result<Connection> {
     let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     conn.busy_timeout(std::time::Duration::from_secs(30))?;
     conn.pragma_update(None, "cache_size", -4 * 1024)?;
+    plan_once(&conn)?;
     conn.set_prepared_statement_cache_capacity(64);
     Ok(conn)
 }
@@ -696,6 +706,20 @@ mod tests {
         };
         let meta = Meta::create(&dir.path().join("meta.sqlite"), &created).unwrap();
         (dir, meta)
+    }
+
+    #[test]
+    fn d8_a_statement_is_planned_once_whatever_is_bound_to_it() {
+        let (dir, meta) = store();
+        let plans = |conn: &Connection| {
+            let mut statement = conn.prepare("SELECT cookie FROM dirent WHERE parent = ?1 ORDER BY cookie LIMIT ?2").unwrap();
+            for limit in [1, 2, 1000] {
+                statement.query((1, limit)).unwrap().next().unwrap();
+            }
+            statement.get_status(rusqlite::StatementStatus::RePrepare)
+        };
+        assert_eq!(plans(&meta.writer.lock().conn), 0);
+        assert_eq!(plans(&reader(&dir.path().join("meta.sqlite")).unwrap()), 0);
     }
 
     #[test]
