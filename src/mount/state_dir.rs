@@ -16,8 +16,9 @@ use rustix::fs::FlockOperation;
 use crate::clock;
 use crate::control::{Client, Error, ErrorKind, Op};
 
-/// How long a new mount waits for an old daemon that ends (D7).
-const HAND_OVER_MAX: Duration = Duration::from_secs(5);
+/// How long a new mount waits for an old daemon that ends (D7): its last syncs take as long as the disk does. One that is
+/// mounted says so at once.
+const HAND_OVER_MAX: Duration = Duration::from_secs(60);
 /// Names that a state directory may hold before it holds a filesystem.
 const BEFORE_BIRTH: [&str; 5] = ["lock", "daemon.log", "daemon.log.1", "control.sock", "birth"];
 

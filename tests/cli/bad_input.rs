@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::mounted::Place;
+use crate::support::mounted::{Place, wait_for};
 use crate::support::run::{Finished, finish, tandemfs};
 
 /// Every path below `root`, to see that nothing came or went.
@@ -166,12 +166,13 @@ fn an_empty_place_that_was_a_target_is_not_filled() {
     std::fs::create_dir(place.path("b")).unwrap();
     let mounted = place.mount();
     std::fs::write(mounted.path("g"), "y").unwrap();
-    let flushed = mounted.command("flush", &["--wait", "one", "--timeout", "30"]);
+    let flushed = mounted.command("flush", &["--wait", "one", "--timeout", "600"]);
     assert_eq!(flushed.code, 0, "{}", flushed.stderr);
-    let status = mounted.status();
-    let b = status["targets"].as_array().unwrap().iter().find(|target| target["name"] == "b").unwrap();
-    assert_eq!(b["mode"], "blocked", "{status:#}");
-    assert!(b["hint"].is_string(), "{status:#}");
+    wait_for("b is blocked, with a hint", || {
+        let status = mounted.status();
+        let b = status["targets"].as_array().unwrap().iter().find(|target| target["name"] == "b").unwrap();
+        b["mode"] == "blocked" && b["hint"].is_string()
+    });
     assert_eq!(std::fs::read_dir(place.path("b")).unwrap().count(), 0, "nothing is written there");
     assert_eq!(mounted.command("umount", &["--timeout", "1", "--force"]).code, 3);
     mounted.wait_end();

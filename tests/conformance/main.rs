@@ -359,13 +359,13 @@ mod refusals {
             let bucket = running.create_bucket("bucket");
             let target = s3_target(&running, "bucket", &running.secret_key);
             target.put("chunks/aa/aa", Bytes::from_static(b"1").into(), Existing::Replace).await.unwrap();
-            let address = running.address();
+            let port = running.port();
             drop(running);
             let put = target.put("chunks/aa/bb", Bytes::from_static(b"1").into(), Existing::Replace).await;
             assert_eq!(put.unwrap_err().kind, Kind::Unreachable);
             let error = target.stat("chunks/aa/aa").await.unwrap_err();
             assert_eq!((error.kind, error.class), (Kind::Unreachable, Class::Temporary), "{error}");
-            *server = Some(S3Server::start_at(bucket.parent().unwrap(), address));
+            *server = Some(S3Server::start_at(bucket.parent().unwrap(), port));
             assert_eq!(target.stat("chunks/aa/aa").await.unwrap(), Some(1));
         });
     }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::model::{Crash, Found, Past, assert_same};
-use super::rig::{Rig, run, wait_until};
+use super::rig::{PATIENCE, Rig, run, wait_until};
 use super::workload::Random;
 use super::{seed, setting};
 use crate::support::run::tandemfs;
@@ -78,8 +78,16 @@ impl Killed {
             daemon.kill();
             return true;
         };
-        let (child, log) = rig.workload(random, 400, 1500);
-        daemon.wait_for(moment.unwrap_or(Duration::from_secs(8)));
+        let (mut child, log) = rig.workload(random, 400, 1500);
+        match moment {
+            Some(moment) => daemon.wait_for(moment),
+            // As long as the workload lasts, and what it left to be done in the background.
+            None => {
+                let ended = || child.try_wait().unwrap().is_some();
+                daemon.wait_for_or(PATIENCE, ended);
+                daemon.wait_for(Duration::from_secs(5));
+            }
+        }
         let struck = point.is_some() && daemon.has_ended();
         daemon.kill();
         let history = rig.history(child, &log);
@@ -157,9 +165,11 @@ fn a_kill_while_a_late_target_is_brought_up_to_date_leaves_all_whole() {
     for (index, point) in LATE[..rounds].iter().enumerate() {
         let name = format!("late{index}");
         rig.targets.push((name.clone(), rig.base.join(&name)));
-        let mut daemon = rig.try_mount(Some(point.name())).unwrap();
-        wait_until(&format!("{} strikes", point.name()), || daemon.has_ended());
-        daemon.kill();
+        // It may strike before the mount is usable.
+        if let Ok(mut daemon) = rig.try_mount(Some(point.name())) {
+            wait_until(&format!("{} strikes", point.name()), || daemon.has_ended());
+            daemon.kill();
+        }
         let daemon = rig.mount();
         fill(&rig, &daemon, &name);
         rig.check_targets(daemon);
@@ -200,7 +210,7 @@ fn t9_a_kill_in_the_middle_of_gc_loses_nothing_and_garbage_goes_all_the_same() {
         let _watch = daemon.watch();
         for round in 0..2 {
             std::fs::write(rig.mnt().join("f"), crate::support::tree::noise(seed + round, 300_000)).unwrap();
-            let flushed = run(tandemfs().arg("flush").arg(rig.mnt()).args(["--timeout", "100"]));
+            let flushed = run(tandemfs().arg("flush").arg(rig.mnt()).args(["--timeout", "600"]));
             assert_eq!(flushed.code, 0, "{}", flushed.stderr);
         }
         std::fs::write(rig.mnt().join("one more"), b"").unwrap();

@@ -24,6 +24,12 @@ fn directories() -> impl Iterator<Item = (&'static str, &'static str, String)> {
     calls.flat_map(|call| POLICIES.map(|policy| (call, policy, format!("{call}-{policy}"))))
 }
 
+/// No machine is so slow that a call fails for want of time.
+fn patient(mut rig: Rig) -> Rig {
+    rig.settings = "[acknowledge]\ndeadline = \"10m\"".into();
+    rig
+}
+
 /// Makes them, on every target.
 fn prepare(rig: &Rig) {
     for (call, policy, dir) in directories() {
@@ -32,7 +38,7 @@ fn prepare(rig: &Rig) {
         let value = format!("{call}={policy},{other}");
         setxattr(rig.mnt().join(&dir), "user.tandemfs.policy", value.as_bytes(), XattrFlags::empty()).unwrap();
     }
-    let flushed = run(tandemfs().arg("flush").arg(rig.mnt()).args(["--timeout", "60"]));
+    let flushed = run(tandemfs().arg("flush").arg(rig.mnt()).args(["--timeout", "600"]));
     assert_eq!(flushed.code, 0, "{}", flushed.stderr);
 }
 
@@ -79,7 +85,7 @@ fn assert_kept(what: &str, kept: &BTreeMap<String, bool>, promised: impl Fn(&str
 
 #[test]
 fn d3_every_policy_survives_the_end_of_the_program_and_of_the_daemon() {
-    let rig = Rig::new(&["a", "b", "c"]);
+    let rig = patient(Rig::new(&["a", "b", "c"]));
     let daemon = rig.mount();
     prepare(&rig);
     // A program that dies while it has the file open: what it wrote is written.
@@ -101,7 +107,7 @@ fn d3_every_policy_survives_the_end_of_the_program_and_of_the_daemon() {
 #[test]
 fn d3_every_policy_but_cached_survives_a_power_cut() {
     let Some(disk) = Disk::new("ext4") else { return };
-    let rig = Rig::on(Some(&disk.mnt), &["a", "b", "c"]);
+    let rig = patient(Rig::on(Some(&disk.mnt), &["a", "b", "c"]));
     let mut daemon = rig.mount();
     prepare(&rig);
     // One after the other: the sync of one would help those before it. "2" and "quorum" differ from "one" in nothing local.
@@ -118,7 +124,7 @@ fn d3_every_policy_but_cached_survives_a_power_cut() {
 
 #[test]
 fn d3_what_two_targets_have_survives_the_loss_of_the_machine_and_of_one_of_them() {
-    let rig = Rig::new(&["a", "b", "c"]);
+    let rig = patient(Rig::new(&["a", "b", "c"]));
     let daemon = rig.mount();
     prepare(&rig);
     let place = |target: &str| rig.base.join(target);

@@ -116,7 +116,7 @@ fn o8_a_database_restored_from_one_target_at_any_moment_recovers() {
     };
     let filled = run(&mut pgbench(&["-i", "-s", "2", "-q"]));
     assert_eq!(filled.code, 0, "{}", filled.stderr);
-    let flushed = run(tandemfs().arg("flush").arg(rig.mnt()).args(["--timeout", "100"]));
+    let flushed = run(tandemfs().arg("flush").arg(rig.mnt()).args(["--timeout", "600"]));
     assert_eq!(flushed.code, 0, "{}", flushed.stderr);
 
     let mut load = pgbench(&["-c", "4", "-j", "2", "-T", &seconds.to_string()])

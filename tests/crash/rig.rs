@@ -19,7 +19,7 @@ use crate::support::run::{Finished, tandemfs};
 use crate::support::tree::{self, Depth, Tree};
 
 /// Longer than anything takes on a machine that is very slow.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Places: `base` holds logs and mountpoints, `state` and the targets may lie on a filesystem of their own.
 pub struct Rig {
@@ -118,7 +118,7 @@ impl Rig {
 
     /// Unmounts with every target whole.
     pub fn umount(&self, mut daemon: Daemon) {
-        let finished = run(tandemfs().arg("umount").arg(self.mnt()).args(["--timeout", "90"]));
+        let finished = run(tandemfs().arg("umount").arg(self.mnt()).args(["--timeout", "500"]));
         assert_eq!(finished.code, 0, "umount: {}{}\n{}", finished.stdout, finished.stderr, self.log());
         daemon.wait();
     }
@@ -241,8 +241,13 @@ impl Daemon {
 
     /// Waits a while for it to end by itself.
     pub fn wait_for(&mut self, patience: Duration) {
+        self.wait_for_or(patience, || false);
+    }
+
+    /// The same, or for something else.
+    pub fn wait_for_or(&mut self, patience: Duration, mut other: impl FnMut() -> bool) {
         let start = Instant::now();
-        while start.elapsed() < patience && !self.has_ended() {
+        while start.elapsed() < patience && !self.has_ended() && !other() {
             std::thread::sleep(Duration::from_millis(5));
         }
     }

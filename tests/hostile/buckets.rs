@@ -94,7 +94,8 @@ pub fn restore_within(what: &str, held_max: usize, bucket: &Bucket) -> Result<Re
     std::fs::create_dir(dir.path().join("place")).unwrap();
     let state = dir.path().join("place/state");
     let source = Source { target: Arc::new(DirectoryTarget::new(&target)), name: "a".into(), uri: "fs:///a".into() };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().on_thread_start(memory::count_this_thread).build().unwrap();
     let result = memory::within(what, held_max, || {
         runtime.block_on(restore::restore(vec![source], &state, restore::Options::default()))
     });

@@ -104,7 +104,7 @@ fn b_is_behind() -> (Place, Tree) {
     fill(&place, "second");
     std::fs::remove_file(place.mnt().join("first/large")).unwrap();
     let tree = read(&place);
-    let wait = mounted.command("flush", &["--wait", "1", "--timeout", "60"]);
+    let wait = mounted.command("flush", &["--wait", "1", "--timeout", "600"]);
     assert_eq!(wait.code, 0, "{}\n{}", wait.stderr, mounted.log());
     mounted.kill();
     plug(&place, "b");
@@ -170,7 +170,7 @@ fn t4_a_target_that_is_behind_is_resynced_and_an_interrupted_resync_goes_on() {
     assert!(text.stdout.contains("resyncing"), "{}", text.stdout);
     // New changes come meanwhile, and are not lost with the daemon.
     std::fs::write(place.mnt().join("meanwhile"), noise(3, 300_000)).unwrap();
-    let flushed = mounted.command("flush", &["--wait", "1", "--timeout", "60"]);
+    let flushed = mounted.command("flush", &["--wait", "1", "--timeout", "600"]);
     assert_eq!(flushed.code, 0, "{}\n{}", flushed.stderr, mounted.log());
     mounted.kill();
     // Until the resync ends, b alone gives what it held before.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::targets::{chunk_bytes, configured, done, each_alone, plug, read, unplug, whole};
 use crate::support::mounted::{Mounted, Place, wait_for};
-use crate::support::run::{program, shell};
+use crate::support::run::{finish, program, shell};
 use crate::support::tree::{self, Depth, Tree, assert_same, noise};
 
 const SETTINGS: &str = "chunk_size = \"64 KiB\"\n[gc]\ngrace = \"1s\"\n";
@@ -110,14 +110,19 @@ fn worn(place: &mut Place) -> Tree {
 /// Mounts with a failpoint, and waits until it strikes.
 fn strike(place: &mut Place, point: &str) {
     place.set_env("TANDEMFS_FAILPOINT", point);
-    let mounted = place.mount();
-    let start = std::time::Instant::now();
-    while mounted.daemon().is_some() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{point} does not strike\n{}", mounted.log());
-        // Collecting waits for two checkpoints, which a command takes at once.
-        let _ = mounted.command("gc", &[]);
-        std::thread::sleep(Duration::from_millis(300));
-    }
+    let started = finish(&mut place.mount_command("state"));
+    // Compaction begins before the mount is usable: it may have struck by then.
+    let struck = started.code != 0;
+    assert!(!struck || started.stderr.contains("signal: 9"), "{}", started.stderr);
+    let mounted = Mounted::found(place, "state");
+    wait_for(&format!("{point} strikes"), || {
+        if mounted.daemon().is_some() {
+            // Collecting waits for two checkpoints, which a command takes at once.
+            let _ = mounted.command("gc", &[]);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        mounted.daemon().is_none()
+    });
     mounted.kill();
     place.unset_env("TANDEMFS_FAILPOINT");
 }

@@ -40,7 +40,7 @@ fn a_part_of_a_large_file_is_overwritten_in_every_layer() {
     let path = mounted.path("large");
     let mut expected = noise(7, 20 << 20);
     std::fs::write(&path, &expected).unwrap();
-    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--timeout", "600"]).code, 0);
     let file = File::options().read(true).write(true).open(&path).unwrap();
     for (index, offset) in [5usize, 4 << 20, (8 << 20) - 3, 12_345_678].into_iter().enumerate() {
         let patch = noise(index as u64 + 50, 6000);
@@ -49,7 +49,7 @@ fn a_part_of_a_large_file_is_overwritten_in_every_layer() {
     }
     assert!(std::fs::read(&path).unwrap() == expected, "before the close");
     drop(file);
-    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--timeout", "600"]).code, 0);
     assert!(std::fs::read(&path).unwrap() == expected, "after the commit");
     mounted.umount();
     let mounted = place.mount();

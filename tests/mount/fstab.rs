@@ -5,9 +5,8 @@
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use crate::support::mounted::{Mounted, Place, wait_for};
+use crate::support::mounted::{Mounted, PATIENCE, Place, wait_for};
 use crate::support::run::{Finished, finish, installed, program, skipped, tandemfs};
 
 /// A configuration file with one directory target, and one more whose parent does not exist if `lacking`.
@@ -175,7 +174,7 @@ fn systemd_is_told_when_it_is_ready_and_waits_while_it_drains() {
     text.insert_str(0, "shutdown_timeout = \"3s\"\n");
     std::fs::write(place.path("tank.toml"), text).unwrap();
     let socket = UnixDatagram::bind(place.path("notify")).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut daemon = tandemfs()
         .arg("mount")
         .arg("--foreground")
@@ -200,7 +199,7 @@ fn systemd_is_told_when_it_is_ready_and_waits_while_it_drains() {
 fn the_first_signal_after_umount_8_does_not_cut_draining_short() {
     let place = Place::new(&["a"]);
     let mut text = std::fs::read_to_string(config(&place, true)).unwrap();
-    text.insert_str(0, "shutdown_timeout = \"60s\"\n");
+    text.insert_str(0, "shutdown_timeout = \"10m\"\n");
     std::fs::write(place.path("tank.toml"), text).unwrap();
     let mut daemon = tandemfs()
         .args(["mount", "--foreground"])

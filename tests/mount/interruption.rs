@@ -76,7 +76,7 @@ fn closed_before_a_power_cut(close: &str) -> (String, serde_json::Value) {
     let mounted = mount();
     let path = mounted.path("f");
     std::fs::write(&path, "old").unwrap();
-    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--timeout", "600"]).code, 0);
     let open = || File::options().write(true).open(&path).unwrap();
     let (kept, closed) = (open(), open());
     closed.write_all_at(b"new", 0).unwrap();

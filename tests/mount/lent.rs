@@ -22,7 +22,7 @@ use crate::support::tree::noise;
 const MIB: usize = 1 << 20;
 
 fn flush(mounted: &Mounted<'_>) {
-    let done = mounted.command("flush", &["--timeout", "60"]);
+    let done = mounted.command("flush", &["--timeout", "600"]);
     assert_eq!(done.code, 0, "{}\n{}", done.stderr, mounted.log());
 }
 
@@ -71,7 +71,7 @@ fn p1_a_large_image_is_read_by_the_kernel_and_a_small_file_by_requests() {
     std::fs::write(mounted.path("small"), noise(2, 100_000)).unwrap();
     let large = lent(&place, &mounted, "large", &content);
     let small = File::open(mounted.path("small")).unwrap();
-    assert_eq!(held(&place.path("state")), 1);
+    wait_for("only one of them is lent", || held(&place.path("state")) == 1);
     assert!(read_all(&large) == content);
     // A whole file is written anew elsewhere; an edit leaves no image.
     edit(&mounted.path("small")).write_all_at(b"x", 5).unwrap();
@@ -91,7 +91,7 @@ fn p1_a_large_image_is_read_by_the_kernel_and_a_small_file_by_requests() {
     edit(&mounted.path("large")).write_all_at(b"edited", 1000).unwrap();
     flush(&mounted);
     let large = File::open(mounted.path("large")).unwrap();
-    assert_eq!(held(&place.path("state")), 0, "its content lies in two files");
+    wait_for("its content lies in two files: nothing is lent", || held(&place.path("state")) == 0);
     assert!(read_all(&large)[1000..1006] == *b"edited");
     drop(large);
     mounted.umount();
@@ -332,7 +332,7 @@ fn d1_what_is_lent_stays_under_pressure_and_leaves_after() {
     let uri = format!("fs://{}", place.path("a").display());
     std::fs::write(
         &config,
-        format!("chunk_size = \"1 MiB\"\n[cache]\nlimit = \"64 MiB\"\n[target.a]\nuri = {uri:?}\n"),
+        format!("chunk_size = \"1 MiB\"\n[cache]\nlimit = \"64 MiB\"\nwait = \"10m\"\n[target.a]\nuri = {uri:?}\n"),
     )
     .unwrap();
     place.use_config(&config);
@@ -472,11 +472,11 @@ fn p3_what_no_target_has_yet_is_kept_for_others_when_its_file_is_written_again()
     target(&place, "pause");
     let original = noise(14, 5 * MIB);
     std::fs::write(mounted.path("f"), &original).unwrap();
-    assert_eq!(mounted.command("flush", &["--wait", "local", "--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--wait", "local", "--timeout", "600"]).code, 0);
     let source = File::open(mounted.path("f")).unwrap();
     // Not open as a copy is: its bytes are not in a file of its own.
     std::fs::write(mounted.path("g"), b"").unwrap();
-    assert_eq!(mounted.command("flush", &["--wait", "local", "--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--wait", "local", "--timeout", "600"]).code, 0);
     let copy = edit(&mounted.path("g"));
     let mut copied = 0;
     while copied < original.len() {
@@ -484,7 +484,7 @@ fn p3_what_no_target_has_yet_is_kept_for_others_when_its_file_is_written_again()
         copied += rustix::fs::copy_file_range(&source, Some(&mut from), &copy, Some(&mut to), 5 * MIB).unwrap();
     }
     drop((source, copy));
-    assert_eq!(mounted.command("flush", &["--wait", "local", "--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--wait", "local", "--timeout", "600"]).code, 0);
     let reader = passthrough_reader(&place, &mounted.path("f"));
     let mut expected = original.clone();
     for round in 0..3_u8 {
@@ -614,7 +614,7 @@ fn mix(place: &Place, mounted: &Mounted<'_>, seed: u64, steps: usize) -> usize {
                 if dice[4] < 128 {
                     maps.clear();
                 }
-                assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0, "{what}");
+                assert_eq!(mounted.command("flush", &["--timeout", "600"]).code, 0, "{what}");
                 let reader = File::open(&path).unwrap();
                 lends += held(&place.path("state")).min(1);
                 readers.push(reader);
@@ -742,7 +742,7 @@ fn p3_where_blocks_are_shared_a_thaw_keeps_the_sealed_bytes_and_their_holes() {
     let mut expected = noise(20, 70 * MIB);
     expected.resize(300 * MIB, 0);
     expected[200 * MIB..201 * MIB].copy_from_slice(&noise(21, MIB));
-    assert_eq!(mounted.command("flush", &["--wait", "local", "--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--wait", "local", "--timeout", "600"]).code, 0);
     wait_for("it is sealed", || {
         let _reader = File::open(&path).unwrap();
         held(&state) == 1
@@ -750,7 +750,7 @@ fn p3_where_blocks_are_shared_a_thaw_keeps_the_sealed_bytes_and_their_holes() {
     let reader = File::open(&path).unwrap();
     // Not open as a copy is: its bytes are not in a file of its own.
     std::fs::write(mounted.path("by-reference"), b"").unwrap();
-    assert_eq!(mounted.command("flush", &["--wait", "local", "--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--wait", "local", "--timeout", "600"]).code, 0);
     // A file whose last RELEASE is still on its way is copied by its bytes; it stands still when its session's file is gone.
     wait_for("both files stand still", || shell(&state, "find chunks -type f").lines().count() == 1);
     let copied = edit(&mounted.path("by-reference"));
@@ -766,8 +766,8 @@ fn p3_where_blocks_are_shared_a_thaw_keeps_the_sealed_bytes_and_their_holes() {
     writer.sync_all().unwrap();
     target(&place, "resume");
     flush(&mounted);
-    let grown = used() - before_all;
-    assert!(grown < 200 << 20, "71 MiB were written, the rest is shared or a hole: {} MiB", grown >> 20);
+    // What was unlinked last may still be on its way out.
+    wait_for("71 MiB were written, the rest is shared or a hole", || used() < before_all + (200 << 20));
     writer.write_all_at(b"and once more", 250 * MIB as u64).unwrap();
     expected[250 * MIB..250 * MIB + 13].copy_from_slice(b"and once more");
     drop((reader, writer));

@@ -9,7 +9,7 @@ fn what_was_written_during_an_outage_arrives_after_it() {
     let place = Place::new(&["a", "b"]);
     let mounted = place.mount();
     std::fs::write(mounted.path("before"), b"before").unwrap();
-    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--timeout", "600"]).code, 0);
     // As an unmounted disk: the place is gone.
     std::fs::rename(place.path("a"), place.path("away")).unwrap();
     shell(
@@ -17,7 +17,7 @@ fn what_was_written_during_an_outage_arrives_after_it() {
         "mkdir d; for i in 1 2 3 4 5; do head -c 300000 /dev/urandom > d/f$i; done; mv d e; rm e/f3; chmod 700 e/f1",
     );
     // The other target goes on by itself.
-    let flushed = mounted.command("flush", &["--wait", "1", "--timeout", "60"]);
+    let flushed = mounted.command("flush", &["--wait", "1", "--timeout", "600"]);
     assert_eq!(flushed.code, 0, "{}\n{}", flushed.stderr, mounted.log());
     let expected = tree::read(&place.mnt(), Depth::Restored);
     std::fs::rename(place.path("away"), place.path("a")).unwrap();

@@ -76,7 +76,7 @@ fn every_kind_of_bad_copy_is_found_and_repaired() {
 fn a_bad_history_is_found_by_restoring_it_on_trial() {
     let place = Place::new(&["a", "b"]);
     let mounted = filled(&place);
-    let segment = shell(&place.path(""), "find b/journal -type f | sort | head -1");
+    let segment = shell(&place.path(""), "find b/journal -type f | sort | sed -n 1p");
     std::fs::write(place.path(segment.trim()), "no segment").unwrap();
     let (code, reports) = scrub(&mounted, &["--level", "deep"]);
     assert_eq!((code, &reports[0]["history"]), (4, &Value::Null), "{reports:#?}");

@@ -15,7 +15,7 @@ fn chunks(target: &Path) -> (usize, u64) {
 }
 
 fn flush(mounted: &Mounted<'_>) {
-    let flushed = mounted.command("flush", &["--wait", "all", "--timeout", "120"]);
+    let flushed = mounted.command("flush", &["--wait", "all", "--timeout", "600"]);
     assert_eq!(flushed.code, 0, "{}\n{}", flushed.stderr, mounted.log());
 }
 

@@ -114,7 +114,7 @@ fn a_user_without_privileges_mounts_through_fusermount3_or_is_told_to_install_it
           findmnt -no FSTYPE,SOURCE -M $PLACE/mnt
           echo mine > mnt/file; cat mnt/file; stat -c %u mnt/file
           $PROGRAM status mnt > run/status && echo status
-          $PROGRAM umount mnt --timeout 60 2> /dev/null; ! findmnt -M $PLACE/mnt; ls mnt'";
+          $PROGRAM umount mnt --timeout 600 2> /dev/null; ! findmnt -M $PLACE/mnt; ls mnt'";
     let finished = finish(
         Command::new("unshare")
             .args(["-m", "bash", "-c", script])

@@ -9,9 +9,9 @@ fn status_becomes_safe_after_flush_and_names_every_target() {
     let place = Place::new(&["a", "b"]);
     let mounted = place.mount();
     std::fs::write(mounted.path("f"), noise(1, 100_000)).unwrap();
-    let flushed = finish(tandemfs().arg("flush").arg(mounted.path("f")).args(["--timeout", "60"]));
+    let flushed = finish(tandemfs().arg("flush").arg(mounted.path("f")).args(["--timeout", "600"]));
     assert_eq!(flushed.code, 0, "{}\n{}", flushed.stderr, mounted.log());
-    let flushed = mounted.command("flush", &["--timeout", "60"]);
+    let flushed = mounted.command("flush", &["--timeout", "600"]);
     assert_eq!(flushed.code, 0, "{}\n{}", flushed.stderr, mounted.log());
     let status = mounted.status();
     assert_eq!(status["safe"], true, "{status:#}");
@@ -60,7 +60,7 @@ fn a_busy_mount_is_not_taken_away_and_the_program_is_named() {
     let place = Place::new(&["a"]);
     let mounted = place.mount();
     let open = std::fs::File::create(mounted.path("f")).unwrap();
-    let finished = mounted.command("umount", &["--timeout", "20"]);
+    let finished = mounted.command("umount", &["--timeout", "600"]);
     assert_eq!(finished.code, 1, "{}", finished.stderr);
     assert!(finished.stderr.contains(&format!("({})", std::process::id())), "{}", finished.stderr);
     drop(open);

@@ -18,7 +18,7 @@ pub const CACHE_LIMIT: u64 = 64 << 20;
 pub fn place() -> Place {
     let mut place = Place::new(&["a"]);
     let config = format!(
-        "chunk_size = \"128 KiB\"\nrotate = \"1s\"\nrotate_synced = \"500ms\"\n[cache]\nlimit = {CACHE_LIMIT}\nreserve = \"16 MiB\"\n\
+        "chunk_size = \"128 KiB\"\nrotate = \"1s\"\nrotate_synced = \"500ms\"\n[cache]\nlimit = {CACHE_LIMIT}\nwait = \"10m\"\nreserve = \"16 MiB\"\n\
          [target.a]\nuri = \"{}\"\n",
         place.uri("a")
     );

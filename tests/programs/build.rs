@@ -35,10 +35,10 @@ fn programs_run_and_libraries_are_loaded_from_the_mount() {
          cc -shared -fPIC -o lib.so lib.c; cc -o main main.c -ldl; ./main ./lib.so
          cc -c -o lib.o lib.c; ar rcs liblib.a lib.o; ar t liblib.a
          # A program that runs cannot be written to, but replaced.
-         cp /bin/sleep running; ./running 30 & pid=$!
-         for try in $(seq 100); do ( echo x >> running ) 2> said || true; grep -q 'Text file busy' said && break; done
-         grep -q 'Text file busy' said
-         cp main new; mv new running; kill $pid; wait $pid || true; ./running ./lib.so
+         # It runs for sure once it has said so.
+         cp \"$(command -v bash)\" running; mkfifo said end; ./running -c 'echo up > said; read line < end' & pid=$!
+         test \"$(timeout 300 cat said)\" = up; ! ( echo x >> running ) 2> refused; grep -q 'Text file busy' refused
+         cp main new; mv new running; echo > end; wait $pid; ./running ./lib.so
          printf '#!/bin/sh\\necho script $1\\n' > script; chmod +x script; test \"$(./script x)\" = 'script x'",
     );
     mounted.umount();

@@ -10,12 +10,12 @@ fn check(place: &Place, mode: &str) {
         &format!(
             "sqlite3 {mode}.db 'PRAGMA journal_mode={mode}; CREATE TABLE t (writer, n, filler); CREATE INDEX i ON t (n);' > /dev/null
              writer() {{ for n in $(seq 40); do
-               echo \".timeout 60000
+               echo \".timeout 600000
                  BEGIN IMMEDIATE; INSERT INTO t VALUES ($1, $n, hex(randomblob(500))); INSERT INTO t VALUES ($1, -$n, 'x'); COMMIT;\"
              done | sqlite3 -bail {mode}.db; }}
              reader() {{ for n in $(seq 10); do
-               test $(sqlite3 -cmd '.timeout 60000' {mode}.db 'SELECT sum(n) FROM t') -ge 0 2> /dev/null || true
-               test \"$(sqlite3 -cmd '.timeout 60000' {mode}.db 'PRAGMA quick_check')\" = ok
+               test $(sqlite3 -cmd '.timeout 600000' {mode}.db 'SELECT sum(n) FROM t') -ge 0 2> /dev/null || true
+               test \"$(sqlite3 -cmd '.timeout 600000' {mode}.db 'PRAGMA quick_check')\" = ok
              done; }}
              pids=; for w in 1 2 3 4; do writer $w & pids=\"$pids $!\"; done; reader & pids=\"$pids $!\"
              for pid in $pids; do wait $pid; done

@@ -65,7 +65,7 @@ fn stores_into_a_mapping_after_the_close_of_its_descriptor_arrive() {
     let path = mounted.path("mapped");
     let mut expected = noise(1, 300_000);
     std::fs::write(&path, &expected).unwrap();
-    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--timeout", "600"]).code, 0);
     let file = File::options().read(true).write(true).open(&path).unwrap();
     // SAFETY: nobody makes the file shorter meanwhile.
     let mut map = unsafe { memmap2::MmapMut::map_mut(&file).unwrap() };
@@ -73,7 +73,7 @@ fn stores_into_a_mapping_after_the_close_of_its_descriptor_arrive() {
     map[100_000..100_005].copy_from_slice(b"first");
     expected[100_000..100_005].copy_from_slice(b"first");
     assert!(std::fs::read(&path).unwrap() == expected, "another descriptor sees it");
-    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--timeout", "600"]).code, 0);
     map[299_990..299_996].copy_from_slice(b"second");
     expected[299_990..299_996].copy_from_slice(b"second");
     map.flush().unwrap();

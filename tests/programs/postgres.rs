@@ -69,7 +69,7 @@ fn postgres_benchmarks_itself_and_recovers_from_what_a_target_holds() {
         ),
     );
     // Everything up to here is on the target, with the server running and writing on.
-    assert_eq!(mounted.command("flush", &["--timeout", "120"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--timeout", "600"]).code, 0);
     as_nobody(&root, &bin, &format!("pgbench -c 4 -j 2 -t 25 -n bench > said; {STOP}"));
     drop(server);
     mounted.kill();

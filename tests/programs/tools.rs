@@ -41,7 +41,7 @@ fn cp_makes_copies_by_reference_and_keeps_holes() {
     let mounted = place.mount();
     let file = mounted.path("file");
     std::fs::write(&file, noise(3, 20 << 20)).unwrap();
-    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--timeout", "600"]).code, 0);
     let files = || shell(&place.path("state/chunks"), "find . -type f");
     // A file whose last RELEASE is still on its way is flushed as a copy; it stands still when one of them is left.
     wait_for("the file stands still", || files().lines().count() == 1);
@@ -55,13 +55,13 @@ fn cp_makes_copies_by_reference_and_keeps_holes() {
     let copied = rustix::fs::copy_file_range(&from, None, &to, None, 20 << 20).unwrap();
     assert_eq!((copied, files()), (20 << 20, files_before), "no session took bytes");
     drop((from, to));
-    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--timeout", "600"]).code, 0);
     assert_eq!((placed(), used()), before, "not a byte was stored or sent twice");
     shell(
         &place.mnt(),
         "cp --reflink=auto file copy; cp -a file another; cmp file copy; cmp file another; cmp file shared",
     );
-    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    assert_eq!(mounted.command("flush", &["--timeout", "600"]).code, 0);
     // What cp writes goes straight to the disk with passthrough, and stays there to be read from.
     assert_eq!(placed(), before.0, "not a byte was sent twice");
     let without_holes = used();

@@ -11,7 +11,7 @@ fn an_outage_is_invisible_to_writers_and_ends_by_itself() {
     let mut stage = Stage::new(&["cloud"]);
     let tables = [stage.bucket("cloud", "s3://cloud/p"), stage.directory("disk")];
     let config = stage.configure("config.toml", &tables);
-    let address = stage.server.address();
+    let port = stage.server.port();
     let Stage { place, server } = stage;
     make_awkward(&place.path("original"));
     let mounted = place.mount();
@@ -22,15 +22,16 @@ fn an_outage_is_invisible_to_writers_and_ends_by_itself() {
     program("cp", ["-a".as_ref(), place.path("original").as_os_str(), mounted.path("during").as_os_str()]);
     std::fs::write(mounted.path("large"), noise(7, 24 << 20)).unwrap();
     program("rm", ["-rf".as_ref(), mounted.path("before").as_os_str()]);
-    let one = mounted.command("flush", &["--wait", "one", "--timeout", "60"]);
+    let one = mounted.command("flush", &["--wait", "one", "--timeout", "600"]);
     assert_eq!(one.code, 0, "the directory goes on: {}\n{}", one.stderr, mounted.log());
-    wait_for("status says what is wrong", || mounted.status()["targets"][0]["reason"].is_string());
+    wait_for("status says what is wrong", || {
+        let cloud = &mounted.status()["targets"][0];
+        cloud["reason"].is_string() && cloud["hint"].is_string() && cloud["health"] != "healthy"
+    });
     let status = mounted.status();
     assert_eq!(status["safe"], false, "{status:#}");
     let [cloud, disk] = [&status["targets"][0], &status["targets"][1]];
     assert_eq!((&cloud["name"], &disk["name"]), (&"cloud".into(), &"disk".into()));
-    assert_ne!(cloud["health"], "healthy", "{status:#}");
-    assert!(cloud["hint"].is_string(), "{status:#}");
     assert!(cloud["pending_bytes"].as_u64().unwrap() >= 24 << 20, "{status:#}");
     assert_eq!((&disk["health"], &disk["pending_bytes"]), (&"healthy".into(), &0.into()), "{status:#}");
     let all = mounted.command("flush", &["--timeout", "1"]);
@@ -38,7 +39,7 @@ fn an_outage_is_invisible_to_writers_and_ends_by_itself() {
     let error = all.stderr.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
     assert!(error.contains("cloud") && !error.contains("disk"), "{}", all.stderr);
 
-    let server = S3Server::start_at(&place.path("server"), address);
+    let server = S3Server::start_at(&place.path("server"), port);
     wait_for("the backlog drains by itself", || mounted.status()["safe"] == true);
     let before = tree::read(&mounted.path(""), Depth::Restored);
     mounted.umount();
@@ -65,14 +66,14 @@ fn a_cloud_that_is_away_at_the_first_mount_is_filled_later() {
     let mut stage = Stage::new(&["cloud"]);
     let tables = [stage.bucket("cloud", "s3://cloud/p"), stage.directory("disk")];
     stage.configure("config.toml", &tables);
-    let address = stage.server.address();
+    let port = stage.server.port();
     let Stage { place, server } = stage;
     drop(server);
     let mounted = place.mount();
     std::fs::write(mounted.path("file"), noise(1, 100_000)).unwrap();
-    let one = mounted.command("flush", &["--wait", "one", "--timeout", "60"]);
+    let one = mounted.command("flush", &["--wait", "one", "--timeout", "600"]);
     assert_eq!(one.code, 0, "{}", one.stderr);
-    let server = S3Server::start_at(&place.path("server"), address);
+    let server = S3Server::start_at(&place.path("server"), port);
     wait_for("the cloud is filled", || mounted.status()["safe"] == true);
     mounted.umount();
     assert!(place.path("server/cloud/p/tandemfs.json").exists());
@@ -89,10 +90,10 @@ fn a_limited_target_is_sent_no_more_than_its_limit_and_the_other_does_not_wait_f
     let mounted = place.mount();
     let began = std::time::Instant::now();
     std::fs::write(mounted.path("file"), noise(1, 2 << 20)).unwrap();
-    let one = mounted.command("flush", &["--wait", "one", "--timeout", "60"]);
+    let one = mounted.command("flush", &["--wait", "one", "--timeout", "600"]);
     assert_eq!(one.code, 0, "{}", one.stderr);
-    let status = mounted.status();
-    assert_eq!(status["targets"][1]["pending_bytes"], 0, "{status:#}");
+    // The one may be the cloud, where the disk is slower than the limit.
+    wait_for("the other has it", || mounted.status()["targets"][1]["pending_bytes"] == 0);
     // 2 MiB at this rate last four seconds; a quarter of a second is in hand. Nothing here is an upper bound: a machine
     // may be slow, but never faster than the limit.
     wait_for("the cloud has it", || mounted.status()["safe"] == true);

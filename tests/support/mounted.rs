@@ -157,8 +157,8 @@ impl<'a> Mounted<'a> {
 
     /// Unmounts through the command; every target must become whole.
     pub fn umount(mut self) {
-        let finished = self.command("umount", &["--timeout", "300"]);
-        assert_eq!(finished.code, 0, "umount: {}\n{}\n{}", finished.stdout, finished.stderr, self.log());
+        let finished = self.command("umount", &["--timeout", "600"]);
+        assert_eq!(finished.code, 0, "umount: {}\n{}\n{}", finished.stdout, finished.stderr, end_of(&self.log()));
         self.ended = true;
         wait_for("the daemon ends", || self.daemon().is_none());
     }
@@ -175,11 +175,9 @@ impl<'a> Mounted<'a> {
         wait_for("the daemon ends", || self.daemon().is_none());
     }
 
-    /// The daemon's log, its end only.
+    /// The daemon's log, all of it: who waits for a line must find it, however many came after.
     pub fn log(&self) -> String {
-        let log = std::fs::read_to_string(self.place.path(&self.state).join("daemon.log")).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(60)..].join("\n")
+        std::fs::read_to_string(self.place.path(&self.state).join("daemon.log")).unwrap_or_default()
     }
 
     fn end(&self) {
@@ -195,7 +193,7 @@ impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         if !self.ended {
             if std::thread::panicking() {
-                eprintln!("daemon.log of the failed test:\n{}", self.log());
+                eprintln!("daemon.log of the failed test:\n{}", end_of(&self.log()));
             }
             self.end();
         }
@@ -210,11 +208,21 @@ fn daemon_of(state: &Path) -> Option<u32> {
     (program == Path::new(env!("CARGO_BIN_EXE_tandemfs")) && !zombie).then_some(pid)
 }
 
-/// Waits until `condition` holds, at most a minute.
+/// The last lines of a log.
+fn end_of(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}
+
+/// Longer than anything takes on a machine that is very slow: it ends only a test that has failed.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Waits until `condition` holds, at most [`PATIENCE`].
+#[track_caller]
 pub fn wait_for(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(60), "waited a minute and still not: {what}");
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} and still not: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

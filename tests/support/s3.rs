@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -32,6 +33,27 @@ impl S3Auth for Accepted {
     }
 }
 
+/// A port of loopback that nobody else gets while this lives, whether a server listens there or not.
+#[derive(Clone)]
+pub struct Port {
+    address: SocketAddr,
+    _kept: Arc<OwnedFd>,
+}
+
+impl Port {
+    /// Any that is free.
+    fn any() -> Port {
+        use rustix::net::{AddressFamily, SocketType, bind, getsockname, socket, sockopt};
+        let kept = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        // With this, and as it never listens itself, a server may listen at the same place; who connects before is refused.
+        sockopt::set_socket_reuseaddr(&kept, true).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        bind(&kept, &any).unwrap();
+        let address = getsockname(&kept).unwrap().try_into().unwrap();
+        Port { address, _kept: Arc::new(kept) }
+    }
+}
+
 /// A running server; it stops when it is dropped.
 pub struct S3Server {
     pub endpoint: String,
@@ -39,6 +61,7 @@ pub struct S3Server {
     pub secret_key: String,
     /// What the server takes; other than `secret_key` once it was rotated.
     accepted: Accepted,
+    port: Port,
     dir: PathBuf,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -47,11 +70,12 @@ pub struct S3Server {
 impl S3Server {
     /// Serves `dir` on a free port; it accepts connections when this returns.
     pub fn start(dir: &Path) -> S3Server {
-        S3Server::start_at(dir, "127.0.0.1:0".parse().unwrap())
+        S3Server::start_at(dir, Port::any())
     }
 
-    /// Serves `dir` at `address`: the same address again, after a server was dropped, is the end of an outage.
-    pub fn start_at(dir: &Path, address: SocketAddr) -> S3Server {
+    /// Serves `dir` at `port`: the same port again, after a server was dropped, is the end of an outage.
+    pub fn start_at(dir: &Path, port: Port) -> S3Server {
+        let address = port.address;
         std::fs::create_dir_all(dir).unwrap();
         let (access_key, secret_key) = ("test-access-key", "test-secret-key");
         let mut service = S3ServiceBuilder::new(s3s_fs::FileSystem::new(dir).unwrap());
@@ -92,6 +116,7 @@ impl S3Server {
             access_key: access_key.to_owned(),
             secret_key: secret_key.to_owned(),
             accepted,
+            port,
             dir: dir.to_owned(),
             stop: Some(stop),
             thread: Some(thread),
@@ -100,7 +125,12 @@ impl S3Server {
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.endpoint.strip_prefix("http://").unwrap().parse().unwrap()
+        self.port.address
+    }
+
+    /// The same, kept for another server after this one.
+    pub fn port(&self) -> Port {
+        self.port.clone()
     }
 
     /// From here on only this secret is right, as after a vendor's rotation.
