@@ -200,7 +200,7 @@ impl World {
     }
 
     fn settle(&self) {
-        assert!(self.files.wait_settled(clock::instant() + Duration::from_secs(60)), "sessions are committed");
+        assert!(self.files.wait_settled(clock::instant() + Duration::from_secs(300)), "sessions are committed");
         self.evictor.round(&AtomicBool::new(false), || false).unwrap();
     }
 

@@ -22,7 +22,7 @@ use crate::control::{
 use crate::scrub;
 
 /// How long the end of a session may take to be noticed after its mount left the kernel's table.
-const NOTICED_WITHIN: Duration = Duration::from_secs(2);
+const NOTICED_WITHIN: Duration = Duration::from_secs(20);
 
 /// Answers requests.
 pub struct Served {
@@ -68,7 +68,11 @@ impl Daemon for Served {
         }
         progress.send(Progress { phase: Phase::Unmounting, targets: Vec::new() });
         let (mountpoint, kind) = (self.mountpoint.clone(), self.kind.clone());
-        let unmounted = tokio::task::spawn_blocking(move || unmount::unmount(&mountpoint, &kind, request.force)).await;
+        let unmounted = tokio::task::spawn_blocking(move || match request.force {
+            true => unmount::unmount(&mountpoint, &kind, true),
+            false => unmount::unmount_in_a_moment(&mountpoint, &kind),
+        })
+        .await;
         match unmounted.map_err(|panic| Error::failed(panic.to_string()))? {
             Ok(()) => self.ending.outcome().await,
             Err(unmount::Error::Busy { users }) => Err(Error::new(

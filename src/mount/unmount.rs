@@ -6,9 +6,16 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::table::Table;
+use crate::clock;
 use crate::fuse::device::{self, Unmount};
+
+/// A program that is just ending, or is being started, holds what is closed already for a moment.
+const MOMENT: Duration = Duration::from_secs(2);
+/// So often it is tried within that moment.
+const TRY_EVERY: Duration = Duration::from_millis(20);
 
 /// At most so many processes are named.
 const USERS_MAX: usize = 8;
@@ -46,6 +53,19 @@ pub fn unmount(mountpoint: &Path, kind: &str, lazy: bool) -> Result<(), Error> {
     }
 }
 
+/// The same, and not lazily; waits a moment for those who are about to let go.
+pub fn unmount_in_a_moment(mountpoint: &Path, kind: &str) -> Result<(), Error> {
+    let deadline = clock::instant() + MOMENT;
+    let busy = |e: &io::Error| e.raw_os_error() == Some(libc::EBUSY);
+    while is_mounted(mountpoint, kind)? && clock::instant() < deadline {
+        match device::unmount(mountpoint, Unmount::Clean) {
+            Err(e) if busy(&e) => std::thread::sleep(TRY_EVERY),
+            _ => break,
+        }
+    }
+    unmount(mountpoint, kind, false)
+}
+
 /// True if a filesystem of type `kind` is mounted on top at `mountpoint`, by the kernel's table: it answers also when the
 /// mount hangs.
 pub fn is_mounted(mountpoint: &Path, kind: &str) -> io::Result<bool> {
@@ -58,10 +78,9 @@ fn users(mountpoint: &Path) -> Vec<String> {
     let (sender, found) = crossbeam_channel::bounded(USERS_MAX + 1);
     let mountpoint = mountpoint.to_owned();
     let looking = std::thread::Builder::new().name("who-is-busy".into()).spawn(move || look(&mountpoint, &sender));
-    let deadline = std::time::Duration::from_secs(LOOK_SECONDS);
-    let until = crate::clock::instant() + deadline;
+    let until = clock::instant() + Duration::from_secs(LOOK_SECONDS);
     let mut users = Vec::new();
-    while let Ok(user) = found.recv_timeout(until.since(crate::clock::instant())) {
+    while let Ok(user) = found.recv_timeout(until.since(clock::instant())) {
         if users.len() == USERS_MAX {
             users.push("…".into());
             break;

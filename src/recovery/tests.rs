@@ -18,7 +18,7 @@ use crate::write::pipeline_tests::Mount;
 use crate::write::ranges::RANGES_MAX;
 
 /// How long an `fsync` may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// An empty filesystem, and a mount of it that seals nothing: it dies with everything still staged.
 fn doomed() -> (tempfile::TempDir, Mount) {

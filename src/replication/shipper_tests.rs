@@ -262,6 +262,11 @@ async fn o7_random_readiness_gives_an_order_that_the_rule_allows() {
     };
     let all: BTreeMap<u64, Footprint> = window.rows.iter().map(footprint).collect();
     let (shipper, _gate) = world.start();
+    until("something overtakes the contents, which have no chunks yet", || {
+        let order = world.shipped_seqs();
+        order.iter().any(|seq| *seq > order.len() as u64)
+    })
+    .await;
     for hash in hashes {
         world.place(hash);
         // Not a hope: whatever the rounds see, the order must be one that the rule allows.

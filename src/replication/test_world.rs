@@ -25,7 +25,7 @@ use crate::meta::testing::{file, fill_slot, slot_request, store};
 use crate::target::DynTarget;
 use crate::target::memory::MemoryTarget;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// One filesystem, one target in memory, and a journal filled by hand.
 pub(super) struct World {

@@ -32,7 +32,7 @@ const READS: usize = 4;
 /// Bad bytes kept for whoever wants to know how they became bad.
 const KEPT: u64 = 16;
 /// Repairs are waited for as long as some arrive.
-const REPAIR_PATIENCE: Duration = Duration::from_secs(30);
+const REPAIR_PATIENCE: Duration = Duration::from_secs(120);
 /// The history is restored again if the target was written to meanwhile.
 const HISTORY_ATTEMPTS: usize = 3;
 

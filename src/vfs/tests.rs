@@ -103,7 +103,7 @@ impl Rig {
     }
 
     fn settle(&self) {
-        assert!(self.vfs.files().wait_settled(clock::instant() + Duration::from_secs(20)), "sessions are committed");
+        assert!(self.vfs.files().wait_settled(clock::instant() + Duration::from_secs(300)), "sessions are committed");
     }
 
     /// What the journal holds after `after`, by kind; an open slot is "slot".
@@ -196,7 +196,7 @@ fn a_file_without_a_name_keeps_its_bytes_until_its_last_close_and_its_rows_until
     rig.vfs.forget(ino);
     assert_eq!(rig.read(ino), b"Still here", "it is open");
     rig.close(ino);
-    let deadline = clock::instant() + Duration::from_secs(20);
+    let deadline = clock::instant() + Duration::from_secs(300);
     while rig.vfs.meta().inode(ino).is_ok() {
         assert!(clock::instant() < deadline, "the rows of a forgotten orphan go");
         std::thread::sleep(Duration::from_millis(5));

@@ -82,7 +82,7 @@ impl Mount {
     }
 
     pub(crate) fn settle(&self) {
-        assert!(self.files.wait_settled(clock::instant() + Duration::from_secs(20)), "sessions are committed");
+        assert!(self.files.wait_settled(clock::instant() + Duration::from_secs(300)), "sessions are committed");
     }
 
     pub(crate) fn read(&self, ino: InodeId, offset: u64, size: u64) -> Vec<u8> {
@@ -227,7 +227,7 @@ fn s3_what_an_fsync_promised_is_not_cut_off_or_punched_out_where_it_lies() {
         let before = session(ino);
         mount.files.write(ino, 0, &[7; 8192]).unwrap();
         assert_eq!(session(ino), before, "nothing was promised yet");
-        mount.files.fsync(ino, clock::instant() + Duration::from_secs(60)).unwrap();
+        mount.files.fsync(ino, clock::instant() + Duration::from_secs(300)).unwrap();
         assert_eq!(session(ino), before);
         change(&mount.files, ino);
         assert_ne!(session(ino), before, "what was promised lies in a session of its own");
@@ -292,7 +292,7 @@ fn content_of_an_unnamed_open_file_stays_readable_and_is_not_committed() {
         })
         .unwrap();
     mount.files.unnamed(ino);
-    let deadline = clock::instant() + Duration::from_secs(20);
+    let deadline = clock::instant() + Duration::from_secs(300);
     let discarded = || mount.files.find(ino).is_some_and(|file| file.state.read().frozen[0].kept.get().is_some());
     while !discarded() {
         assert!(clock::instant() < deadline, "the committer meets the session");

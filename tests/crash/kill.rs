@@ -216,10 +216,8 @@ fn t9_a_kill_in_the_middle_of_gc_loses_nothing_and_garbage_goes_all_the_same() {
         std::fs::write(rig.mnt().join("one more"), b"").unwrap();
     };
     let stored = |rig: &Rig, target: &str| {
-        let chunks = rig.base.join(target).join("chunks");
-        let folders = std::fs::read_dir(chunks).unwrap().map(|folder| folder.unwrap().path());
-        let files = folders.flat_map(|folder| std::fs::read_dir(folder).unwrap());
-        files.map(|file| file.unwrap().metadata().unwrap().len()).sum::<u64>()
+        let chunks = crate::support::tree::files_below(&rig.base.join(target).join("chunks"));
+        chunks.iter().map(|(_, chunk)| chunk.len()).sum::<u64>()
     };
     for (index, point) in COLLECTING.iter().enumerate() {
         let mut daemon = rig.try_mount(Some(point.name())).unwrap();

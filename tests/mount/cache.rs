@@ -1,10 +1,10 @@
 //! The local cache keeps to its limit (D1, D2) and never gives up what is not placed (promise 2).
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 
 use crate::support::mounted::{Place, wait_for};
-use crate::support::run::program;
-use crate::support::tree::noise;
+use crate::support::tree::{files_below, noise};
 
 /// The smallest limit there is.
 const LIMIT_MIB: u64 = 64;
@@ -24,11 +24,8 @@ fn limited(wait: &str) -> (Place, std::path::PathBuf) {
 
 /// Bytes that chunk files take on disk.
 fn local_bytes(place: &Place) -> u64 {
-    let sizes = program(
-        "du",
-        ["-sB1".as_ref(), place.path("state/chunks").as_os_str(), place.path("state/fetched").as_os_str()],
-    );
-    sizes.lines().filter_map(|line| line.split('\t').next()?.parse::<u64>().ok()).sum()
+    let files = ["state/chunks", "state/fetched"].map(|name| files_below(&place.path(name)));
+    files.iter().flatten().map(|(_, file)| file.blocks() * 512).sum()
 }
 
 #[test]

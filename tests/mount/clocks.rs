@@ -48,11 +48,8 @@ fn overwrite(mounted: &Mounted<'_>, rounds: u64) {
 
 /// The names of the chunks on a target that is not away. New ones come at any time, when what was written is gathered.
 fn objects(place: &Place, target: &str) -> BTreeSet<OsString> {
-    let Ok(folders) = std::fs::read_dir(place.path(target).join("chunks")) else { return BTreeSet::new() };
-    folders
-        .flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap())
-        .map(|object| object.unwrap().file_name())
-        .collect()
+    let found = tree::files_below(&place.path(target).join("chunks"));
+    found.into_iter().map(|(path, _)| path.file_name().unwrap().to_owned()).collect()
 }
 
 /// Collects what may go; says what is left on each.

@@ -66,7 +66,8 @@ fn git_works_on_the_mount() {
     let mounted = place.mount();
     shell(
         &place.mnt(),
-        "export HOME=$PWD GIT_CONFIG_NOSYSTEM=1; git init -q repo; cd repo; git config user.email t@example.com
+        "export HOME=$PWD GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_COUNT=2 GIT_CONFIG_KEY_0=gc.autoDetach
+         export GIT_CONFIG_VALUE_0=false GIT_CONFIG_KEY_1=maintenance.autoDetach GIT_CONFIG_VALUE_1=false; git init -q repo; cd repo; git config user.email t@example.com
          git config user.name t; cp -r \"$CARGO_MANIFEST_DIR/src\" .; git add -A; git commit -qm one; git gc -q
          git fsck --strict; git clone -q . ../clone; test -z \"$(git -C ../clone status --porcelain)\"",
     );

@@ -340,7 +340,9 @@ fn d1_what_is_lent_stays_under_pressure_and_leaves_after() {
     let mounted = place.mount();
     let content = noise(9, 8 * MIB);
     let reader = lent(&place, &mounted, "f", &content);
-    let name = chunk_files(&place.path("state")).into_iter().find(|path| path.metadata().unwrap().len() == 8 << 20);
+    let name = chunk_files(&place.path("state"))
+        .into_iter()
+        .find(|path| path.metadata().is_ok_and(|file| file.len() == 8 << 20));
     let name = name.unwrap();
     let press = |seed: u64| {
         for index in 0..24 {

@@ -92,13 +92,7 @@ fn fill(place: &Place, name: &str, seed: u64) {
 }
 
 pub(super) fn chunk_bytes(dir: &Path) -> u64 {
-    let mut bytes = 0;
-    for folder in std::fs::read_dir(dir.join("chunks")).unwrap() {
-        for chunk in std::fs::read_dir(folder.unwrap().path()).unwrap() {
-            bytes += chunk.unwrap().metadata().unwrap().len();
-        }
-    }
-    bytes
+    tree::files_below(&dir.join("chunks")).iter().map(|(_, chunk)| chunk.len()).sum()
 }
 
 /// A mount with a configuration file that begins with `settings` and names these targets.

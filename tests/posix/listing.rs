@@ -61,7 +61,7 @@ fn what_is_there_all_the_time_is_listed_exactly_once() {
             let seen = list(&directory);
             let missing = (0..stays).filter(|index| seen.get(&format!("stays{index}")) != Some(&1)).count();
             let twice: Vec<_> = seen.iter().filter(|(_, count)| **count > 1).take(5).collect();
-            done.store(round == 2, Ordering::Relaxed);
+            done.store(round == 2 || missing > 0 || !twice.is_empty(), Ordering::Relaxed);
             assert!(missing == 0 && twice.is_empty(), "round {round}: {missing} not listed once, twice: {twice:?}");
         }
         done.store(true, Ordering::Relaxed);

@@ -12,7 +12,8 @@ fn clones_collects_and_finds_nothing_wrong() {
     let mounted = place.mount();
     shell(
         &place.mnt(),
-        "export HOME=$PWD GIT_CONFIG_NOSYSTEM=1 GIT_AUTHOR_NAME=t GIT_AUTHOR_EMAIL=t@example.com
+        "export HOME=$PWD GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_COUNT=2 GIT_CONFIG_KEY_0=gc.autoDetach
+         export GIT_CONFIG_VALUE_0=false GIT_CONFIG_KEY_1=maintenance.autoDetach GIT_CONFIG_VALUE_1=false GIT_AUTHOR_NAME=t GIT_AUTHOR_EMAIL=t@example.com
          export GIT_COMMITTER_NAME=t GIT_COMMITTER_EMAIL=t@example.com
          git init -q work; cd work; cp -r \"$CARGO_MANIFEST_DIR/src\" .; git add -A; git commit -qm one
          for round in 2 3 4; do

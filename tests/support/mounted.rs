@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+pub use super::run::PATIENCE;
 use super::run::{Finished, finish, succeed, tandemfs};
 
 /// A temporary folder: `mnt`, `state`, and one directory per target.
@@ -213,9 +214,6 @@ fn end_of(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(60)..].join("\n")
 }
-
-/// Longer than anything takes on a machine that is very slow: it ends only a test that has failed.
-pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Waits until `condition` holds, at most [`PATIENCE`].
 #[track_caller]

@@ -2,6 +2,10 @@
 
 use std::ffi::OsStr;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longer than anything takes on a machine that is very slow: it ends only a test that has failed.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The program under test.
 pub fn tandemfs() -> Command {
@@ -20,7 +24,16 @@ pub struct Finished {
 
 /// Runs a command to its end.
 pub fn finish(command: &mut Command) -> Finished {
-    let Output { status, stdout, stderr } = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let busy = |output: &std::io::Result<Output>| {
+        output.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ExecutableFileBusy)
+    };
+    let (start, mut output) = (Instant::now(), command.output());
+    // What this process has just written, and closed, the child of another test may hold until it executes its program.
+    while busy(&output) && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(5));
+        output = command.output();
+    }
+    let Output { status, stdout, stderr } = output.unwrap_or_else(|e| panic!("{command:?}: {e}"));
     Finished {
         code: status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&stdout).into_owned(),

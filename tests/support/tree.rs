@@ -203,6 +203,22 @@ pub fn make_awkward(root: &Path) {
     }
 }
 
+/// Every file below a directory, as far as it is still there: somebody may be removing some. A place that is away has none.
+pub fn files_below(root: &Path) -> Vec<(PathBuf, std::fs::Metadata)> {
+    let mut found = Vec::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            match std::fs::symlink_metadata(entry.path()) {
+                Ok(meta) if meta.is_dir() => pending.push(entry.path()),
+                Ok(meta) => found.push((entry.path(), meta)),
+                Err(_) => {}
+            }
+        }
+    }
+    found
+}
+
 /// Bytes that do not compress, always the same for a seed.
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];

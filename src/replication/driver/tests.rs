@@ -17,7 +17,8 @@ use crate::replication::queue::Bounds;
 use crate::target::memory::MemoryTarget;
 use crate::testing::faulty::{Fault, FaultyTarget};
 
-const LONG: Duration = Duration::from_secs(20);
+/// Longer than anything takes on a machine that is very slow.
+const LONG: Duration = Duration::from_secs(300);
 
 fn quick() -> Options {
     let backoff = |ms| Backoff { base: Duration::from_millis(ms), max: Duration::from_millis(4 * ms) };
@@ -28,7 +29,8 @@ fn quick() -> Options {
             ..Config::default()
         },
         gather: Duration::from_millis(2),
-        patience: Patience { answer: Duration::from_millis(300), bytes_per_second_min: 1 << 20 },
+        // Of targets that answer at once, however slow the machine is.
+        patience: Patience { answer: LONG, bytes_per_second_min: 1 << 20 },
         ..Options::default()
     }
 }
@@ -204,7 +206,9 @@ async fn a_put_that_hangs_ends_and_is_asked_for() {
         "put" if puts.fetch_add(1, Ordering::SeqCst) == 0 => Fault::Hang,
         _ => Fault::None,
     });
-    let driver = world.start(vec![Arc::new(target)], quick());
+    let patience = Patience { answer: Duration::from_millis(300), bytes_per_second_min: 1 << 20 };
+    let impatient = Options { patience, ..quick() };
+    let driver = world.start(vec![Arc::new(target)], impatient);
     world.drained(&driver, &[0]).await;
     driver.stop().await;
 }
