@@ -7,6 +7,7 @@ use super::model::{Crash, Found, Past, assert_same};
 use super::rig::{PATIENCE, Rig, run, wait_until};
 use super::workload::Random;
 use super::{seed, setting};
+use crate::support::mounted::has_whole_history;
 use crate::support::run::tandemfs;
 use tandemfs::testing::failpoint::{Point, VARIABLE};
 
@@ -159,8 +160,10 @@ fn a_kill_while_a_late_target_is_brought_up_to_date_leaves_all_whole() {
     let mut rig = Rig::new(&["a"]);
     let daemon = rig.mount();
     fill(&rig, &daemon, "first");
+    let flushed = run(tandemfs().arg("flush").arg(rig.mnt()).args(["--timeout", "200"]));
+    assert_eq!(flushed.code, 0, "{}", flushed.stderr);
+    wait_until("history is gone: who comes later gets a checkpoint", || !has_whole_history(&rig.state));
     rig.umount(daemon);
-    // The rows of the journal are gone by now: who comes later gets a checkpoint.
     let rounds = if setting("TANDEMFS_KILLS", 0) > 0 { LATE.len() } else { 3 };
     for (index, point) in LATE[..rounds].iter().enumerate() {
         let name = format!("late{index}");

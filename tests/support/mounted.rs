@@ -209,6 +209,15 @@ fn daemon_of(state: &Path) -> Option<u32> {
     (program == Path::new(env!("CARGO_BIN_EXE_tandemfs")) && !zombie).then_some(pid)
 }
 
+/// True while the journal of a state directory begins with the first record of all: a target that comes then follows from
+/// there. Its daemon drops what every target has, soon after the last of them got it.
+pub fn has_whole_history(state: &Path) -> bool {
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let database = rusqlite::Connection::open_with_flags(state.join("meta.sqlite"), flags).unwrap();
+    database.busy_timeout(PATIENCE).unwrap();
+    database.query_row("SELECT EXISTS (SELECT 1 FROM journal WHERE seq = 1)", [], |row| row.get(0)).unwrap()
+}
+
 /// The last lines of a log.
 fn end_of(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
