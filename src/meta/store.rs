@@ -712,7 +712,8 @@ mod tests {
     fn d8_a_statement_is_planned_once_whatever_is_bound_to_it() {
         let (dir, meta) = store();
         let plans = |conn: &Connection| {
-            let mut statement = conn.prepare("SELECT cookie FROM dirent WHERE parent = ?1 ORDER BY cookie LIMIT ?2").unwrap();
+            let mut statement =
+                conn.prepare("SELECT cookie FROM dirent WHERE parent = ?1 ORDER BY cookie LIMIT ?2").unwrap();
             for limit in [1, 2, 1000] {
                 statement.query((1, limit)).unwrap().next().unwrap();
             }
