@@ -16,7 +16,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::open::OpenFiles;
 use super::space::Space;
-use crate::id::ChunkFileId;
+use crate::id::{ChunkFileId, ChunkId, Seq};
 use crate::meta::location::Evicted;
 use crate::meta::{Meta, Result};
 use crate::priority;
@@ -26,8 +26,13 @@ use crate::testing::failpoint::{self, Point};
 const ORDER_MAX: usize = 1 << 16;
 /// Files that one round of eviction looks at before it lets others have the metadata writer.
 const ROUND: usize = 64;
-/// References or rows that one background transaction touches (D8: ≤ 2 ms).
+/// References that one background transaction touches (D8: ≤ 2 ms).
 const BATCH: u32 = 256;
+/// Dead chunks that are looked at in one go (D8: a reader takes at most 100 ms).
+const DEAD_PAGE: usize = 2_000;
+/// Dead chunks that one round looks at. They keep their rows as long as a target has them, a day at least: of more than these
+/// each round looks at a part, which is a matter of seconds for a million.
+const DEAD_ROUND: usize = 20_000;
 
 /// The one who evicts.
 pub struct Evictor {
@@ -38,13 +43,16 @@ pub struct Evictor {
     /// Held for writing from the end of a file's row to the end of the file, for reading while a fetched chunk is kept: it
     /// has the name that an evicted copy of it had.
     naming: RwLock<()>,
+    /// Where the walk over dead chunks goes on.
+    dead_after: Mutex<Option<(Seq, ChunkId)>>,
 }
 
 impl Evictor {
     /// Starts with the order of age: nothing is known of use before this mount.
     pub fn new(meta: Arc<Meta>, open_files: Arc<OpenFiles>, space: Arc<Space>) -> Evictor {
         let capacity = NonZeroUsize::new(ORDER_MAX).expect("the capacity is not zero");
-        Evictor { meta, open_files, space, order: Mutex::new(LruCache::new(capacity)), naming: RwLock::new(()) }
+        let order = Mutex::new(LruCache::new(capacity));
+        Evictor { meta, open_files, space, order, naming: RwLock::new(()), dead_after: Mutex::default() }
     }
 
     /// Notes that a file came or was used.
@@ -91,18 +99,34 @@ impl Evictor {
                 return Ok(());
             }
         }
-        loop {
-            priority::wait_while(stop, &can_wait);
-            let _naming = self.naming.write();
-            let dropped = self.meta.write(|tx| tx.drop_dead_locations(BATCH as usize))?;
-            let count = dropped.len();
-            self.unlink(dropped)?;
-            if count == 0 {
+        self.drop_dead(stop, &can_wait)?;
+        while self.space.wants_eviction() && !stop.load(Ordering::Acquire) {
+            if self.evict_some()? == 0 {
                 break;
             }
         }
-        while self.space.wants_eviction() && !stop.load(Ordering::Acquire) {
-            if self.evict_some()? == 0 {
+        Ok(())
+    }
+
+    /// Drops dead content that no target waits for.
+    fn drop_dead(&self, stop: &AtomicBool, can_wait: &impl Fn() -> bool) -> Result<()> {
+        let mut looked = 0;
+        while looked < DEAD_ROUND && !stop.load(Ordering::Acquire) {
+            priority::wait_while(stop, can_wait);
+            let after = *self.dead_after.lock();
+            // Looked for outside of the transactions: most of what is dead lies here no more.
+            let page = self.meta.dead_chunks(after, DEAD_PAGE)?;
+            let mut left = page.droppable.as_slice();
+            while !left.is_empty() {
+                priority::wait_while(stop, can_wait);
+                let _naming = self.naming.write();
+                let (dropped, done) = self.meta.write(|tx| tx.drop_dead_locations(left))?;
+                self.unlink(dropped)?;
+                left = &left[done..];
+            }
+            looked += page.looked;
+            *self.dead_after.lock() = page.next;
+            if page.next.is_none() {
                 break;
             }
         }
@@ -124,7 +148,7 @@ impl Evictor {
                 if self.order.lock().contains(&file) || self.is_lent(file) {
                     continue;
                 }
-                evicted.extend(self.meta.write(|tx| tx.evict(file))?);
+                evicted.extend(self.meta.evict(file)?);
                 looked += 1;
                 if looked >= ROUND || !evicted.is_empty() && looked >= ROUND / 4 {
                     break 'unused;
@@ -137,7 +161,7 @@ impl Evictor {
                 if self.is_lent(file) {
                     continue;
                 }
-                if let Some(gone) = self.meta.write(|tx| tx.evict(file))? {
+                if let Some(gone) = self.meta.evict(file)? {
                     self.order.lock().pop(&file);
                     evicted.push(gone);
                     if evicted.len() >= ROUND / 4 {

@@ -320,7 +320,7 @@ impl World {
     fn evict(&self) {
         let ids = self.meta.chunk_files(crate::id::ChunkFileId(0), 1 << 20).unwrap();
         for id in ids {
-            if let Some(gone) = self.meta.write(|tx| tx.evict(id)).unwrap() {
+            if let Some(gone) = self.meta.evict(id).unwrap() {
                 self.open_files.forget(&gone.name);
                 self.open_files.files().remove(&gone.name).unwrap();
             }

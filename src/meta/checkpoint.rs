@@ -124,6 +124,10 @@ impl Meta {
             Ok(true)
         })?;
         self.sync()?;
+        if let Err(error) = self.pin_all() {
+            // It follows all the same; the mount looks again whether all is pinned.
+            tracing::warn!(%error, "what a target lacks that follows again could not all be pinned yet");
+        }
         Ok(counts)
     }
 

@@ -94,6 +94,10 @@ impl Meta {
         let begun = self.write(|tx| {
             let mut begun: Vec<ChunkHash> = Vec::with_capacity(page.len());
             let mut bytes = 0;
+            if tx.is_pinning()? {
+                // Whoever has just begun to follow may need one of them, and it is not marked yet.
+                return Ok(begun);
+            }
             for id in &page {
                 // Once more: it may be referred to again by now.
                 let gone: Option<(ChunkHash, i64)> = tx

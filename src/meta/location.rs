@@ -10,7 +10,10 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::extent;
 use super::inode::Inode;
 use super::{Meta, Result, Tx};
-use crate::id::{ChunkFileId, ChunkHash, ChunkId, InodeId, ManifestId, TargetBit};
+use crate::id::{ChunkFileId, ChunkHash, ChunkId, InodeId, ManifestId, Seq, TargetBit};
+
+/// Rows of `location` that one transaction forgets (D8).
+const ROWS: i64 = 256;
 
 /// A run of a file's committed content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,53 +178,152 @@ pub struct Evicted {
     pub bytes: u64,
 }
 
-impl Tx<'_> {
+/// What one step of an eviction came to.
+enum Step {
+    /// A chunk of the file is pinned: it stays.
+    Pinned,
+    /// Some rows went.
+    More,
+    /// The last one went, and the file's own.
+    Gone(Option<Evicted>),
+}
+
+/// A page of the walk over dead chunks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeadPage {
+    /// Those that lie on this machine and that no target waits for.
+    pub droppable: Vec<ChunkId>,
+    /// Chunks looked at.
+    pub looked: usize,
+    /// Where the walk goes on; `None`: it has come to the end.
+    pub next: Option<(Seq, ChunkId)>,
+}
+
+impl Meta {
     /// Forgets a chunk file if all its chunks are placed on every target that they are pinned for, and on one at least;
     /// `None` if one is pinned. The bit of a target that was removed is no copy.
     /// A bit that a restore claimed counts like any other: restore claims only what it saw listed with the right length.
-    pub fn evict(&mut self, file: ChunkFileId) -> Result<Option<Evicted>> {
-        let pinned: Option<i64> = self
-            .conn()
-            .prepare_cached(
-                "SELECT 1 FROM location l JOIN chunk c ON c.id = l.chunk WHERE l.file = ?1 \
-                 AND (c.incomplete = 1 OR (c.dead_seq IS NULL AND \
-                 c.placed & ~(SELECT coalesce(sum(1 << bit), 0) FROM retired) = 0)) LIMIT 1",
-            )?
-            .query_row([file], |row| row.get(0))
-            .optional()?;
-        if pinned.is_some() {
+    ///
+    /// The rows of a large file go a few at a time (D8); if a chunk is pinned in between, or the process dies, the rest
+    /// stays, and the file with it.
+    pub fn evict(&self, file: ChunkFileId) -> Result<Option<Evicted>> {
+        if self.read(|conn| is_pinned(conn, file, i64::MAX))? {
             return Ok(None);
         }
-        self.conn().prepare_cached("DELETE FROM location WHERE file = ?1")?.execute([file])?;
-        self.forget_file(file)
-    }
-
-    /// Forgets the local ranges of up to `limit` dead chunks that no target waits for, and the files in which nothing is
-    /// left.
-    pub fn drop_dead_locations(&mut self, limit: usize) -> Result<Vec<Evicted>> {
-        let mut statement = self.conn().prepare_cached(
-            "SELECT l.chunk, l.file FROM chunk c JOIN location l ON l.chunk = c.id \
-             WHERE c.dead_seq IS NOT NULL AND c.incomplete = 0 LIMIT ?1",
-        )?;
-        let rows: Vec<(ChunkId, ChunkFileId)> = statement
-            .query_map([limit as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
-            .collect::<rusqlite::Result<_>>()?;
-        drop(statement);
-        let mut evicted = Vec::new();
-        for (chunk, file) in rows {
-            self.conn()
-                .prepare_cached("DELETE FROM location WHERE chunk = ?1 AND file = ?2")?
-                .execute(params![chunk, file])?;
-            let used: Option<i64> = self
-                .conn()
-                .prepare_cached("SELECT 1 FROM location WHERE file = ?1 LIMIT 1")?
-                .query_row([file], |row| row.get(0))
-                .optional()?;
-            if used.is_none() {
-                evicted.extend(self.forget_file(file)?);
+        loop {
+            match self.write(|tx| tx.evict_some(file))? {
+                Step::Pinned => return Ok(None),
+                Step::More => {}
+                Step::Gone(evicted) => return Ok(evicted),
             }
         }
-        Ok(evicted)
+    }
+
+    /// Looks at up to `limit` dead chunks after `after`, in the order in which they died.
+    pub fn dead_chunks(&self, after: Option<(Seq, ChunkId)>, limit: usize) -> Result<DeadPage> {
+        self.read(|conn| {
+            let (seq, id) = after.unwrap_or((Seq::ZERO, ChunkId(0)));
+            let mut page = DeadPage::default();
+            // Any number of chunks die at one place in history.
+            for sql in [
+                "SELECT dead_seq, id, incomplete, EXISTS (SELECT 1 FROM location WHERE chunk = c.id) FROM chunk c \
+                 WHERE dead_seq IS NOT NULL AND dead_seq = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
+                "SELECT dead_seq, id, incomplete, EXISTS (SELECT 1 FROM location WHERE chunk = c.id) FROM chunk c \
+                 WHERE dead_seq IS NOT NULL AND dead_seq > ?1 AND ?2 >= 0 ORDER BY dead_seq, id LIMIT ?3",
+            ] {
+                let mut statement = conn.prepare_cached(sql)?;
+                let mut rows = statement.query(params![seq, id, (limit - page.looked) as i64])?;
+                while let Some(row) = rows.next()? {
+                    page.looked += 1;
+                    page.next = Some((row.get(0)?, row.get(1)?));
+                    if !row.get::<_, bool>(2)? && row.get::<_, bool>(3)? {
+                        page.droppable.push(row.get(1)?);
+                    }
+                }
+            }
+            if page.looked < limit {
+                page.next = None;
+            }
+            Ok(page)
+        })
+    }
+}
+
+/// True if one of the chunks in the first `rows` rows of a file must stay on this machine.
+fn is_pinned(conn: &Connection, file: ChunkFileId, rows: i64) -> Result<bool> {
+    Ok(conn
+        .prepare_cached(
+            "SELECT 1 FROM (SELECT chunk FROM location WHERE file = ?1 ORDER BY chunk, chunk_offset LIMIT ?2) l JOIN chunk c ON c.id = l.chunk \
+             WHERE c.incomplete = 1 OR (c.dead_seq IS NULL AND \
+             c.placed & ~(SELECT coalesce(sum(1 << bit), 0) FROM retired) = 0) LIMIT 1",
+        )?
+        .exists(params![file, rows])?)
+}
+
+impl Tx<'_> {
+    /// As [`Meta::evict`], in one transaction: for a file that is small, or gone already.
+    pub fn evict(&mut self, file: ChunkFileId) -> Result<Option<Evicted>> {
+        loop {
+            match self.evict_some(file)? {
+                Step::Pinned => return Ok(None),
+                Step::More => {}
+                Step::Gone(evicted) => return Ok(evicted),
+            }
+        }
+    }
+
+    fn evict_some(&mut self, file: ChunkFileId) -> Result<Step> {
+        if is_pinned(self.conn(), file, ROWS)? {
+            return Ok(Step::Pinned);
+        }
+        let gone = self
+            .conn()
+            .prepare_cached(
+                "DELETE FROM location WHERE file = ?1 AND (chunk, chunk_offset) IN \
+                 (SELECT chunk, chunk_offset FROM location WHERE file = ?1 ORDER BY chunk, chunk_offset LIMIT ?2)",
+            )?
+            .execute(params![file, ROWS])?;
+        if gone as i64 == ROWS {
+            return Ok(Step::More);
+        }
+        Ok(Step::Gone(self.forget_file(file)?))
+    }
+
+    /// Forgets the local ranges of dead chunks that no target waits for, up to some hundred of them, and the files in which
+    /// nothing is left. Returns those, and with how many of `chunks` it is done.
+    pub fn drop_dead_locations(&mut self, chunks: &[ChunkId]) -> Result<(Vec<Evicted>, usize)> {
+        let mut evicted = Vec::new();
+        if self.is_pinning()? {
+            // Whoever has just begun to follow may need one of them, and it is not marked yet.
+            return Ok((evicted, chunks.len()));
+        }
+        let mut left = ROWS;
+        for (done, chunk) in chunks.iter().enumerate() {
+            let rows: Vec<(ChunkFileId, i64)> = self
+                .conn()
+                .prepare_cached(
+                    "SELECT l.file, l.chunk_offset FROM chunk c JOIN location l ON l.chunk = c.id \
+                     WHERE c.id = ?1 AND c.dead_seq IS NOT NULL AND c.incomplete = 0 LIMIT ?2",
+                )?
+                .query_map(params![chunk, left], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<rusqlite::Result<_>>()?;
+            left -= rows.len() as i64;
+            for (file, chunk_offset) in rows {
+                self.conn()
+                    .prepare_cached("DELETE FROM location WHERE chunk = ?1 AND file = ?2 AND chunk_offset = ?3")?
+                    .execute(params![chunk, file, chunk_offset])?;
+                let used =
+                    self.conn().prepare_cached("SELECT 1 FROM location WHERE file = ?1 LIMIT 1")?.exists([file])?;
+                if !used {
+                    evicted.extend(self.forget_file(file)?);
+                }
+            }
+            if left == 0 {
+                // Of this one some may be left.
+                return Ok((evicted, done));
+            }
+        }
+        Ok((evicted, chunks.len()))
     }
 
     /// Notes that the whole chunk lies in the file `name`, fetched from a target and verified.

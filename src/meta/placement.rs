@@ -5,12 +5,13 @@
 //!
 //! - **Need** (T5): target T needs a chunk that is referenced (`dead_seq` NULL) or died after base(T).
 //! - **Incomplete** (T6): 1 from the commit until every pinning target ([`super::target::Mode::pins`]) has its bit.
-//! - **Tally**: of each pinning target, `pending` = the chunks with `incomplete = 1` that lack its bit; of every target,
-//!   `placed` = the chunks that have it. Whoever changes one of these columns changes the tally in the same transaction,
-//!   so that `status` never counts.
+//! - **Tally**: of each pinning target, `pending` = the chunks with `incomplete = 1` that lack its bit (those up to where
+//!   `meta::pin` has come, of one that has just begun to pin); of every target, `placed` = the chunks that have it. Whoever
+//!   changes one of these columns changes the tally in the same transaction, so that `status` never counts.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::pin::Pinning;
 use super::target::{self, Mode};
 use super::{Error, Meta, Result, Tx};
 use crate::id::{ChunkFileId, ChunkHash, ChunkId, TargetBit};
@@ -122,8 +123,10 @@ impl Meta {
                 .ok_or_else(|| Error::Damaged(format!("target {} has no row", bit.index())))?;
             let base = target::base(conn, target)?;
             let mut leaving = Leaving::to(conn, bit)?;
-            // A follower walks the index of incomplete chunks, a resyncer all of them.
-            let mut statement = conn.prepare_cached(if target.mode == Mode::Resync {
+            // A follower walks the index of incomplete chunks, a resyncer all of them; so does who has just begun to follow,
+            // as some of those that it lacks are not in the index yet.
+            let all = target.mode == Mode::Resync || target.unpinned_after.is_some();
+            let mut statement = conn.prepare_cached(if all {
                 "SELECT id, hash, length, dead_seq, placed FROM chunk WHERE id > ?1 ORDER BY id"
             } else {
                 "SELECT id, hash, length, dead_seq, placed FROM chunk WHERE incomplete = 1 AND id > ?1 ORDER BY id"
@@ -234,25 +237,21 @@ impl Meta {
 impl Tx<'_> {
     /// Counts chunks that this transaction inserted with `incomplete = 1` and no bit, and tells the uploaders of them.
     pub fn chunks_inserted(&mut self, chunks: u64, bytes: u64) -> Result<()> {
-        self.conn()
-            .prepare_cached(
-                "UPDATE tally SET pending_chunks = pending_chunks + ?1, pending_bytes = pending_bytes + ?2 \
-                 WHERE bit IN (SELECT bit FROM target WHERE mode <> 'resync')",
-            )?
-            .execute(params![chunks as i64, bytes as i64])?;
+        let counting = self.pinning()?.counting_new(self, chunks)?;
+        self.shift_sums(counting, chunks as i64, bytes as i64)?;
         self.chunks_added();
         Ok(())
     }
 
     /// Tells that a dead chunk is referenced again (dedup set its `dead_seq` to NULL): whoever lacks it needs it again.
     pub fn chunk_revived(&mut self, chunk: ChunkId) -> Result<()> {
-        let pinning = self.pinning_mask()?;
+        let pinning = self.pinning()?;
         let row = self.chunk_bits(chunk)?;
-        if row.incomplete || (row.placed & pinning == pinning && row.placed != 0) {
+        if row.incomplete || (row.placed & pinning.mask == pinning.mask && row.placed != 0) {
             return Ok(());
         }
         self.set_incomplete(chunk, true)?;
-        self.shift_pending(pinning & !row.placed, 1, row.length)?;
+        self.shift_pending(pinning.counting(chunk) & !row.placed, 1, row.length)?;
         self.chunks_added();
         Ok(())
     }
@@ -260,12 +259,7 @@ impl Tx<'_> {
     /// Sets the bit of a target on chunks that it confirmed, in the order of the slice. A chunk that has the bit already,
     /// or no row any more, changes nothing.
     pub fn place(&mut self, bit: TargetBit, chunks: &[ChunkId]) -> Result<Placed> {
-        let pinning = self.pinning_mask()?;
-        self.place_for(bit, chunks, pinning)
-    }
-
-    /// As [`Tx::place`], with the mask of pinning targets given.
-    pub fn place_for(&mut self, bit: TargetBit, chunks: &[ChunkId], pinning: u64) -> Result<Placed> {
+        let pinning = self.pinning()?;
         let mut placed = Placed::default();
         let (mut settled_chunks, mut settled_bytes) = (0, 0);
         for &chunk in chunks {
@@ -274,13 +268,13 @@ impl Tx<'_> {
                 continue;
             }
             let mask = row.placed | bit.mask();
-            let complete = row.incomplete && mask & pinning == pinning;
+            let complete = row.incomplete && mask & pinning.mask == pinning.mask;
             self.conn()
                 .prepare_cached("UPDATE chunk SET placed = ?2, incomplete = ?3 WHERE id = ?1")?
                 .execute(params![chunk, mask as i64, row.incomplete && !complete])?;
             placed.chunks += 1;
             placed.bytes += row.length;
-            if row.incomplete {
+            if row.incomplete && pinning.counting(chunk) & bit.mask() != 0 {
                 settled_chunks += 1;
                 settled_bytes += row.length;
             }
@@ -309,7 +303,7 @@ impl Tx<'_> {
     /// Clears `incomplete` of those chunks that are dead and that every pinning target either has or does not need (T5).
     pub fn release(&mut self, chunks: &[ChunkId]) -> Result<u64> {
         let targets: Vec<_> = target::rows(self.conn())?.into_iter().filter(|row| row.mode.pins()).collect();
-        let pinning = targets.iter().fold(0, |mask, row| mask | row.bit.mask());
+        let pinning = Pinning::of(&targets);
         let bases =
             targets.iter().map(|row| Ok((row.bit, target::base(self.conn(), row)?))).collect::<Result<Vec<_>>>()?;
         let mut released = 0;
@@ -319,14 +313,14 @@ impl Tx<'_> {
             let needed = bases.iter().any(|(bit, base)| row.placed & bit.mask() == 0 && dead > *base);
             if row.incomplete && !needed {
                 self.set_incomplete(chunk, false)?;
-                self.shift_pending(pinning & !row.placed, -1, row.length)?;
+                self.shift_pending(pinning.counting(chunk) & !row.placed, -1, row.length)?;
                 released += 1;
             }
         }
         Ok(released)
     }
 
-    /// Counts the tally of one target anew, for a target whose row or whose bits were made in bulk.
+    /// Counts the tally of one target anew. It looks at every chunk: for a store that nobody uses yet (D8), and for tests.
     pub fn recount_tally(&mut self, bit: TargetBit) -> Result<()> {
         self.conn()
             .prepare_cached(
@@ -337,28 +331,6 @@ impl Tx<'_> {
             )?
             .execute(params![bit, bit.mask() as i64])?;
         Ok(())
-    }
-
-    /// Marks every chunk that target `bit` lacks and needs (T5) as incomplete: it has begun to follow. Its tally is new.
-    pub(crate) fn pin_for(&mut self, bit: TargetBit) -> Result<()> {
-        let rows = target::rows(self.conn())?;
-        let Some(row) = rows.iter().find(|row| row.bit == bit) else { return Ok(()) };
-        let base = target::base(self.conn(), row)?;
-        let pinned = self
-            .conn()
-            .prepare_cached(
-                "UPDATE chunk SET incomplete = 1 \
-                 WHERE incomplete = 0 AND placed & ?1 = 0 AND (dead_seq IS NULL OR dead_seq > ?2)",
-            )?
-            .execute(params![bit.mask() as i64, base])?;
-        if pinned > 0 {
-            self.chunks_added();
-            // Another target may lack one that it needs no more, too.
-            for row in rows.iter().filter(|row| row.mode.pins() && row.bit != bit) {
-                self.recount_tally(row.bit)?;
-            }
-        }
-        self.recount_tally(bit)
     }
 
     /// Takes a target's bit from a chunk that it turned out not to have, right: whoever pins waits for it. False: it had no
@@ -375,17 +347,13 @@ impl Tx<'_> {
         if changed == 0 {
             return Ok(false);
         }
-        let pinning = self.pinning_mask()?;
+        let pinning = self.pinning()?;
         let placed = row.placed & !bit.mask();
         // Of one that was complete all wait who lack it; else only this target begins to.
         let waiting = if row.incomplete { bit.mask() & row.placed } else { !placed };
-        self.shift_pending(pinning & waiting, 1, row.length)?;
+        self.shift_pending(pinning.counting(chunk) & waiting, 1, row.length)?;
         if row.placed & bit.mask() != 0 {
-            self.conn()
-                .prepare_cached(
-                    "UPDATE tally SET placed_chunks = placed_chunks - 1, placed_bytes = placed_bytes - ?2 WHERE bit = ?1",
-                )?
-                .execute(params![bit, row.length as i64])?;
+            self.shift_placed(bit, -1, -(row.length as i64))?;
         }
         Ok(true)
     }
@@ -394,7 +362,7 @@ impl Tx<'_> {
         self.find_chunk_bits(chunk)?.ok_or_else(|| Error::Damaged(format!("chunk {chunk} has no row")))
     }
 
-    fn find_chunk_bits(&self, chunk: ChunkId) -> Result<Option<ChunkBits>> {
+    pub(super) fn find_chunk_bits(&self, chunk: ChunkId) -> Result<Option<ChunkBits>> {
         let row = self
             .conn()
             .prepare_cached("SELECT length, placed, incomplete, dead_seq FROM chunk WHERE id = ?1")?
@@ -406,7 +374,7 @@ impl Tx<'_> {
         Ok(Some(ChunkBits { length: bytes(length)?, placed, incomplete, dead_seq }))
     }
 
-    fn set_incomplete(&self, chunk: ChunkId, incomplete: bool) -> Result<()> {
+    pub(super) fn set_incomplete(&self, chunk: ChunkId, incomplete: bool) -> Result<()> {
         self.conn()
             .prepare_cached("UPDATE chunk SET incomplete = ?2 WHERE id = ?1")?
             .execute(params![chunk, incomplete])?;
@@ -420,23 +388,38 @@ impl Tx<'_> {
     }
 
     /// Adds `chunks` chunks of `length` bytes to what every target in `mask` lacks.
-    fn shift_pending(&self, mask: u64, chunks: i64, length: u64) -> Result<()> {
+    pub(super) fn shift_pending(&self, mask: u64, chunks: i64, length: u64) -> Result<()> {
+        self.shift_sums(mask, chunks, chunks * length as i64)
+    }
+
+    /// Adds chunks, and bytes, to what every target in `mask` lacks.
+    pub(super) fn shift_sums(&self, mask: u64, chunks: i64, bytes: i64) -> Result<()> {
         self.conn()
             .prepare_cached(
-                "UPDATE tally SET pending_chunks = pending_chunks + ?2, pending_bytes = pending_bytes + ?2 * ?3 \
+                "UPDATE tally SET pending_chunks = pending_chunks + ?2, pending_bytes = pending_bytes + ?3 \
                  WHERE (?1 >> bit) & 1 = 1",
             )?
-            .execute(params![mask as i64, chunks, length as i64])?;
+            .execute(params![mask as i64, chunks, bytes])?;
+        Ok(())
+    }
+
+    /// Adds chunks, and bytes, to what target `bit` has.
+    pub(super) fn shift_placed(&self, bit: TargetBit, chunks: i64, bytes: i64) -> Result<()> {
+        self.conn()
+            .prepare_cached(
+                "UPDATE tally SET placed_chunks = placed_chunks + ?2, placed_bytes = placed_bytes + ?3 WHERE bit = ?1",
+            )?
+            .execute(params![bit, chunks, bytes])?;
         Ok(())
     }
 }
 
 /// The columns of a chunk that placement decides by.
-struct ChunkBits {
-    length: u64,
-    placed: u64,
-    incomplete: bool,
-    dead_seq: Option<crate::id::Seq>,
+pub(super) struct ChunkBits {
+    pub(super) length: u64,
+    pub(super) placed: u64,
+    pub(super) incomplete: bool,
+    pub(super) dead_seq: Option<crate::id::Seq>,
 }
 
 /// Chunks that are being deleted at a target (T9). Mostly there are none, which is asked once.

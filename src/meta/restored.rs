@@ -8,16 +8,17 @@
 //! the machine that had it is lost, is filled with a void: history stays dense, which is how the next restore proves that
 //! nothing is missing.
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 
 use super::journal::{Kind, encode};
+use super::resync::LISTED_AT_ONCE;
 use super::target::Mode;
 use super::{Error, Meta, Result, Tx};
 use crate::format::key;
 use crate::format::record::{Change, VoidReason};
 use crate::id::{
-    ChunkHash, Epoch, ExportId, Generation, Hash, InodeId, NUMBER_MAX, SegmentNumber, Seq, TargetBit, TargetId,
-    WriterId,
+    ChunkHash, ChunkId, Epoch, ExportId, Generation, Hash, InodeId, NUMBER_MAX, SegmentNumber, Seq, TargetBit,
+    TargetId, WriterId,
 };
 
 /// A target that was restored from.
@@ -174,16 +175,7 @@ impl Tx<'_> {
         }
         self.conn().prepare_cached("DELETE FROM deferred WHERE bit = ?1")?.execute([bit])?;
         self.add_found(bit, &met.checkpoints, &met.discarded)?;
-        self.set_target_mode(bit, Mode::Resync, None)?;
-        self.recount_tally(bit)
-    }
-
-    /// Takes back what [`Tx::claim`] took over for a target: the place turned out to be an empty one.
-    pub fn unclaim(&mut self, bit: TargetBit) -> Result<()> {
-        self.conn()
-            .prepare_cached("UPDATE chunk SET placed = placed & ~?1, claimed = claimed & ~?1 WHERE claimed & ?1 <> 0")?
-            .execute([bit.mask() as i64])?;
-        self.recount_tally(bit)
+        self.set_target_mode(bit, Mode::Resync, None)
     }
 
     /// Fills places in history that nobody has, and has them shipped to those targets that follow.
@@ -202,23 +194,31 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Takes over a page of a target's listing: chunks that are there get its bit, as a claim that nobody has proved (D6).
-    pub fn claim(&mut self, bit: TargetBit, listed: &[(ChunkHash, u64)]) -> Result<Claimed> {
-        let mut claimed = Claimed::default();
-        let mut update = self.conn().prepare_cached(
-            "UPDATE chunk SET placed = placed | ?3, claimed = claimed | ?3 WHERE hash = ?1 AND length = ?2",
-        )?;
-        let mut known = self.conn().prepare_cached("SELECT 1 FROM chunk WHERE hash = ?1")?;
-        for (hash, length) in listed {
-            if update.execute(params![hash, *length as i64, bit.mask() as i64])? == 1 {
-                claimed.chunks += 1;
-            } else if known.exists([hash])? {
-                claimed.wrong_length += 1;
-            } else {
-                claimed.unknown += 1;
+    /// Takes over a part of a target's listing: chunks that are there get its bit, as a claim that nobody has proved (D6).
+    fn claim(&mut self, bit: TargetBit, listed: &[(ChunkHash, u64)], claimed: &mut Claimed) -> Result<()> {
+        let mask = bit.mask() as i64;
+        let mut known = self.conn().prepare_cached("SELECT id, length, placed & ?2 FROM chunk WHERE hash = ?1")?;
+        let mut update = self
+            .conn()
+            .prepare_cached("UPDATE chunk SET placed = placed | ?2, claimed = claimed | ?2 WHERE id = ?1")?;
+        let (mut chunks, mut bytes) = (0, 0);
+        for (hash, listed_length) in listed {
+            let row: Option<(ChunkId, i64, i64)> =
+                known.query_row(params![hash, mask], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()?;
+            match row {
+                Some((id, length, placed)) if length as u64 == *listed_length => {
+                    update.execute(params![id, mask])?;
+                    claimed.chunks += 1;
+                    if placed == 0 {
+                        chunks += 1;
+                        bytes += length;
+                    }
+                }
+                Some(_) => claimed.wrong_length += 1,
+                None => claimed.unknown += 1,
             }
         }
-        Ok(claimed)
+        self.shift_placed(bit, chunks, bytes)
     }
 
     /// The last step: what still has to be placed, the sums of it, whose history this is, and the newest writer of all that
@@ -238,6 +238,7 @@ impl Tx<'_> {
         let pinning = self.pinning_mask()? as i64;
         self.conn().execute("UPDATE chunk SET incomplete = (placed & ?1 <> ?1 AND dead_seq IS NULL)", [pinning])?;
         for bit in bits {
+            self.end_pinning(*bit)?;
             self.recount_tally(*bit)?;
         }
         self.conn().execute("UPDATE counter SET epoch = ?1, writer = ?2", params![epoch, writer])?;
@@ -276,6 +277,34 @@ impl Meta {
                 .query_map([], |row| Ok(KnownWriter { epoch: row.get(0)?, writer: row.get(1)?, seq: row.get(2)? }))?;
             Ok(rows.collect::<rusqlite::Result<_>>()?)
         })
+    }
+
+    /// Takes over a page of a target's listing, a few objects at a time (D6, D8).
+    pub fn claim(&self, bit: TargetBit, listed: &[(ChunkHash, u64)]) -> Result<Claimed> {
+        let mut claimed = Claimed::default();
+        for few in listed.chunks(LISTED_AT_ONCE) {
+            self.write(|tx| tx.claim(bit, few, &mut claimed))?;
+        }
+        Ok(claimed)
+    }
+
+    /// Takes back what [`Meta::claim`] took over for a target, page by page: the place turned out to be an empty one. Cut
+    /// off in the middle, it is done again.
+    pub fn unclaim(&self, bit: TargetBit) -> Result<()> {
+        let mut after = ChunkId(0);
+        loop {
+            let page: Vec<ChunkId> = self.read(|conn| {
+                let mut statement = conn.prepare_cached(
+                    "SELECT id FROM chunk WHERE claimed <> 0 AND claimed & ?1 <> 0 AND id > ?2 ORDER BY id LIMIT ?3",
+                )?;
+                let rows =
+                    statement.query_map(params![bit.mask() as i64, after, LISTED_AT_ONCE as i64], |row| row.get(0))?;
+                Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = *last;
+            self.write(|tx| tx.strip(bit, &page))?;
+        }
     }
 
     /// As [`Tx::meet_again`], durable before it returns.

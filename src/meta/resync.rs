@@ -15,9 +15,13 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::pin::Pinning;
 use super::target::{self, Mode};
 use super::{Meta, Result, Tx};
 use crate::id::{ChunkHash, ChunkId, Seq, TargetBit};
+
+/// Listed chunks that one transaction notes (D8).
+pub(super) const LISTED_AT_ONCE: usize = 256;
 
 /// What a resyncer still has to be given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -64,7 +68,7 @@ impl Meta {
     pub fn end_relist(&self, bit: TargetBit) -> Result<()> {
         self.write(|tx| {
             tx.conn().prepare_cached("UPDATE target SET relist = 0 WHERE bit = ?1")?.execute([bit])?;
-            tx.recount_tally(bit)
+            Ok(())
         })?;
         self.sync()
     }
@@ -86,30 +90,30 @@ impl Meta {
             Ok(rows.collect::<rusqlite::Result<_>>()?)
         })?;
         let Some(last) = page.last().copied() else { return Ok(None) };
-        self.write(|tx| {
-            let mut update = tx
-                .conn()
-                .prepare_cached("UPDATE chunk SET placed = placed & ~?2, claimed = claimed & ~?2 WHERE id = ?1")?;
-            for chunk in &page {
-                update.execute(params![chunk, bit.mask() as i64])?;
-            }
-            Ok(())
-        })?;
+        self.write(|tx| tx.strip(bit, &page))?;
         Ok(Some(last))
     }
 
     /// Notes chunks that a listing of a target showed, with their lengths: those of ours with the right length count as
-    /// placed. The sums are counted anew at the end ([`Meta::end_relist`]).
+    /// placed. Returns how many had not been.
     pub fn found(&self, bit: TargetBit, listed: &[(ChunkHash, u64)]) -> Result<u64> {
-        self.write(|tx| {
-            let mut update =
-                tx.conn().prepare_cached("UPDATE chunk SET placed = placed | ?3 WHERE hash = ?1 AND length = ?2")?;
-            let mut found = 0;
-            for (hash, length) in listed {
-                found += update.execute(params![hash, *length as i64, bit.mask() as i64])? as u64;
-            }
-            Ok(found)
-        })
+        let mut found = 0;
+        for few in listed.chunks(LISTED_AT_ONCE) {
+            found += self.write(|tx| {
+                let mut update = tx.conn().prepare_cached(
+                    "UPDATE chunk SET placed = placed | ?3 WHERE hash = ?1 AND length = ?2 AND placed & ?3 = 0",
+                )?;
+                let (mut chunks, mut bytes) = (0, 0);
+                for (hash, length) in few {
+                    let new = update.execute(params![hash, *length as i64, bit.mask() as i64])? as i64;
+                    chunks += new;
+                    bytes += new * *length as i64;
+                }
+                tx.shift_placed(bit, chunks, bytes)?;
+                Ok(chunks as u64)
+            })?;
+        }
+        Ok(found)
     }
 
     /// Bytes of the journal's rows from `first` to `last`, both included.
@@ -188,12 +192,30 @@ impl Tx<'_> {
         self.conn()
             .prepare_cached("UPDATE tally SET pending_chunks = 0, pending_bytes = 0 WHERE bit = ?1")?
             .execute([bit])?;
+        self.end_pinning(bit)?;
         Ok(true)
+    }
+
+    /// Takes a target's bit from these chunks, whether it was confirmed or claimed.
+    pub(super) fn strip(&mut self, bit: TargetBit, chunks: &[ChunkId]) -> Result<()> {
+        let (mut count, mut bytes) = (0, 0);
+        for chunk in chunks {
+            let Some(row) = self.find_chunk_bits(*chunk)? else { continue };
+            if row.placed & bit.mask() != 0 {
+                count += 1;
+                bytes += row.length as i64;
+            }
+            self.conn()
+                .prepare_cached("UPDATE chunk SET placed = placed & ~?2, claimed = claimed & ~?2 WHERE id = ?1")?
+                .execute(params![chunk, bit.mask() as i64])?;
+        }
+        self.shift_placed(bit, -count, -bytes)
     }
 
     /// As [`Meta::settle_pins`].
     pub(crate) fn settle_pins(&mut self, after: ChunkId, limit: usize) -> Result<Option<ChunkId>> {
         let pinning: Vec<_> = target::rows(self.conn())?.into_iter().filter(|row| row.mode.pins()).collect();
+        let counts = Pinning::of(&pinning);
         let bases = pinning
             .iter()
             .map(|row| Ok((row.bit, target::base(self.conn(), row)?)))
@@ -216,8 +238,7 @@ impl Tx<'_> {
             if needed || only_here {
                 continue;
             }
-            let lacking = bases.iter().filter(|(bit, _)| lacks(bit)).fold(0, |mask, (bit, _)| mask | bit.mask());
-            self.unpin(*chunk, lacking, *length)?;
+            self.unpin(*chunk, counts.counting(*chunk) & !placed, *length)?;
         }
         Ok(page.last().map(|(chunk, ..)| *chunk))
     }

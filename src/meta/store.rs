@@ -143,6 +143,9 @@ pub struct Meta {
     full: OnceLock<WhenFull>,
     pub(super) steady: Steady,
     pub(super) cache: Cache,
+    /// The work of transactions, for tests of D8.
+    #[cfg(test)]
+    pub(crate) work: super::testing::Work,
 }
 
 /// Group sync of the write-ahead log: all waiters of a moment share one `fdatasync`.
@@ -276,6 +279,8 @@ impl Meta {
             full: OnceLock::new(),
             steady,
             cache: Cache::default(),
+            #[cfg(test)]
+            work: super::testing::Work::default(),
             writer: Mutex::new(Writer { conn, counters }),
             readers: Mutex::new(Vec::new()),
             wal: Wal {
@@ -296,8 +301,14 @@ impl Meta {
             return Err(Error::Latched);
         }
         let mut writer = self.writer.lock();
+        #[cfg(test)]
+        self.work.begin(&writer.conn);
         let (value, after, told, changes) = match writer.transact(&self.cache, body) {
-            Ok(done) => done,
+            Ok(done) => {
+                #[cfg(test)]
+                self.work.end(&writer.conn);
+                done
+            }
             Err(error) => {
                 let error = by_quota(&writer.conn, error);
                 drop(writer);

@@ -7,7 +7,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Error, Meta, Result, Tx};
-use crate::id::{Seq, TargetBit, TargetId};
+use crate::id::{ChunkId, Seq, TargetBit, TargetId};
 use crate::testing::failpoint::{self, Point};
 
 /// What we do with a target (T4), as the row has it. Health is another matter: a follower that is down still follows.
@@ -71,6 +71,8 @@ pub struct TargetRow {
     pub whole_secs: Option<i64>,
     /// It lost objects; what it still has must be listed before anything else (T7).
     pub relist: bool,
+    /// It pins since a moment ago: chunks after this one were not looked at yet for it (`meta::pin`).
+    pub unpinned_after: Option<ChunkId>,
 }
 
 /// Paused until the operator says otherwise.
@@ -106,7 +108,7 @@ impl Meta {
     ///
     /// A new target follows from the start of history while the journal still has all of it; later it has to resync.
     pub fn register_targets(&self, configured: &[Configured]) -> Result<Registered> {
-        self.write(|tx| {
+        let registered = self.write(|tx| {
             let known = rows(tx.conn())?;
             let matches = match_rows(configured, &known);
             let mut bits = Vec::with_capacity(configured.len());
@@ -125,12 +127,16 @@ impl Meta {
                 rows(tx.conn())?.into_iter().partition(|row| bits.contains(&row.bit));
             let in_order = |bit: &TargetBit| configured.iter().find(|row| row.bit == *bit).cloned();
             Ok(Registered { configured: bits.iter().filter_map(in_order).collect(), absent })
-        })
+        })?;
+        // What an earlier mount did not come to the end of, too.
+        self.pin_all()?;
+        Ok(registered)
     }
 
     /// Changes what is done with a target, and why. The first change to following marks what it lacks as to be placed.
     pub fn set_target_mode(&self, bit: TargetBit, mode: Mode, reason: Option<&str>) -> Result<()> {
-        self.write(|tx| tx.set_target_mode(bit, mode, reason))
+        self.write(|tx| tx.set_target_mode(bit, mode, reason))?;
+        self.pin_all()
     }
 
     /// The mask of targets that local bytes are pinned for ([`Mode::pins`]).
@@ -165,16 +171,15 @@ impl Tx<'_> {
                  segment_count) VALUES (?1, ?2, ?3, ?4, 0, ?5, NULL, ?6, 0, 0, 0, '', 0, '', 0, 0, '00000000', 0, 0, 0)",
             )?
             .execute(params![bit, id, name, uri, mode.as_str(), base])?;
+        // No chunk has its bit.
+        self.conn().prepare_cached("INSERT OR REPLACE INTO tally VALUES (?1, 0, 0, 0, 0)")?.execute([bit])?;
         if mode.pins() {
-            self.pin_for(bit)?;
-        } else {
-            // No chunk has its bit.
-            self.conn().prepare_cached("INSERT OR REPLACE INTO tally VALUES (?1, 0, 0, 0, 0)")?.execute([bit])?;
+            self.begin_pinning(bit)?;
         }
         Ok(bit)
     }
 
-    /// As [`Meta::set_target_mode`].
+    /// As [`Meta::set_target_mode`], but for the chunks that are to be marked: [`Meta::pin_all`] goes over them.
     pub fn set_target_mode(&mut self, bit: TargetBit, mode: Mode, reason: Option<&str>) -> Result<()> {
         let before = self
             .conn()
@@ -191,10 +196,11 @@ impl Tx<'_> {
             mode.as_str(),
             reason
         ])?;
-        if mode.pins() && !before.pins() {
-            self.pin_for(bit)?;
+        match (before.pins(), mode.pins()) {
+            (false, true) => self.begin_pinning(bit),
+            (true, false) => self.end_pinning(bit),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The mask of targets that local bytes are pinned for, as this transaction sees it.
@@ -207,7 +213,7 @@ impl Tx<'_> {
 pub(crate) fn rows(conn: &Connection) -> Result<Vec<TargetRow>> {
     let mut statement = conn.prepare_cached(
         "SELECT bit, uuid, name, uri, initialised, mode, reason, base_seq, shipped_seq, paused_until, \
-         whole_secs, relist FROM target ORDER BY bit",
+         whole_secs, relist, (SELECT value FROM filesystem WHERE key = 'pinning.' || bit) FROM target ORDER BY bit",
     )?;
     let rows = statement.query_map([], |row| {
         Ok((
@@ -224,6 +230,7 @@ pub(crate) fn rows(conn: &Connection) -> Result<Vec<TargetRow>> {
                 paused_until: row.get(9)?,
                 whole_secs: row.get(10)?,
                 relist: row.get(11)?,
+                unpinned_after: row.get(12)?,
             },
             row.get::<_, String>(5)?,
         ))

@@ -39,7 +39,7 @@ impl Meta {
                 tx.conn().prepare_cached(&format!("DELETE FROM {table} WHERE bit = ?1"))?.execute([bit])?;
             }
             tx.conn().prepare_cached("INSERT OR IGNORE INTO retired VALUES (?1)")?.execute([bit])?;
-            Ok(())
+            tx.end_pinning(bit)
         })?;
         self.sync()
     }
@@ -65,6 +65,7 @@ impl Meta {
     pub fn new_target(&self, name: &str, uri: &str) -> Result<TargetBit> {
         let bit = self.write(|tx| tx.add_target(name, uri, TargetId::random()))?;
         self.sync()?;
+        self.pin_all()?;
         Ok(bit)
     }
 
@@ -265,7 +266,7 @@ mod tests {
         let file = crate::id::ChunkFileId(1);
         meta.write(|tx| Ok(tx.conn().execute("INSERT INTO chunk_file VALUES (1, 'chunks/00/1', 10, 1)", [])?)).unwrap();
         meta.remove_target(bit(1)).unwrap();
-        assert_eq!(meta.write(|tx| tx.evict(file)).unwrap(), None);
+        assert_eq!(meta.evict(file).unwrap(), None);
     }
 
     #[test]

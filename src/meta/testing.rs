@@ -1,13 +1,71 @@
 //! Small stores for the unit tests of `meta`.
 
-use rusqlite::params;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rusqlite::{Connection, ffi, params};
 
 use super::inode::Inode;
 use super::slot::SlotRequest;
 use super::{Created, Meta, Tx};
-use crate::clock::Timestamp;
+use crate::clock::{self, Instant, Timestamp};
 use crate::format::record::{Change, Content, Extent};
 use crate::id::{ChunkHash, FilesystemId, Generation, InodeId, Seq, SessionId};
+
+/// How much the largest of the write transactions did since [`Work::measure`], in steps of SQLite's virtual machine: a row
+/// that is looked at is ten or so, one that is changed a hundred. Unlike time, they are the same on every machine (D8).
+#[derive(Default)]
+pub(crate) struct Work {
+    measuring: AtomicBool,
+    most: AtomicU64,
+    took: Mutex<Vec<Duration>>,
+    began: Mutex<Option<Instant>>,
+}
+
+impl Work {
+    /// Begins to measure, or begins anew.
+    pub(crate) fn measure(&self) {
+        self.measuring.store(true, Ordering::SeqCst);
+        self.most.store(0, Ordering::SeqCst);
+        self.took.lock().clear();
+    }
+
+    /// Steps of the largest transaction, and how long each one held the writer, the shortest first.
+    pub(crate) fn most(&self) -> (u64, Vec<Duration>) {
+        let mut took = self.took.lock().clone();
+        took.sort();
+        (self.most.load(Ordering::SeqCst), took)
+    }
+
+    pub(super) fn begin(&self, conn: &Connection) {
+        if self.measuring.load(Ordering::SeqCst) {
+            steps(conn);
+            *self.began.lock() = Some(clock::instant());
+        }
+    }
+
+    pub(super) fn end(&self, conn: &Connection) {
+        if let Some(began) = self.began.lock().take() {
+            self.took.lock().push(clock::instant().since(began));
+            self.most.fetch_max(steps(conn), Ordering::SeqCst);
+        }
+    }
+}
+
+/// Steps of all prepared statements of a connection since it was last asked. (All of a transaction's are kept prepared.)
+fn steps(conn: &Connection) -> u64 {
+    let mut total = 0;
+    // SAFETY: the handle is valid while `conn` lives, its statements while nobody finalises one: the writer is locked.
+    unsafe {
+        let mut statement = ffi::sqlite3_next_stmt(conn.handle(), std::ptr::null_mut());
+        while !statement.is_null() {
+            total += u64::from(ffi::sqlite3_stmt_status(statement, ffi::SQLITE_STMTSTATUS_VM_STEP, 1).cast_unsigned());
+            statement = ffi::sqlite3_next_stmt(conn.handle(), statement);
+        }
+    }
+    total
+}
 
 /// A new store with a root directory.
 pub(crate) fn store() -> (tempfile::TempDir, Meta) {

@@ -433,7 +433,7 @@ pub async fn take_over(
     met: &MetAgain,
 ) -> Result<(), Failure> {
     // What an earlier attempt claimed may have been another place.
-    meta.write(|tx| tx.unclaim(bit))?;
+    meta.unclaim(bit)?;
     let claimed = match restore::claim(&source(name, target), meta, bit).await {
         Ok((claimed, _)) => claimed,
         Err(restore::Error::Target { error, .. }) => return Err(error.into()),

@@ -98,6 +98,8 @@ impl Watch {
     /// store.
     pub fn look(&mut self) -> Result<Vec<TargetBit>> {
         let mut changed = Vec::new();
+        // What could not be finished when a target began to follow.
+        self.meta.pin_all()?;
         for row in self.meta.targets()? {
             if row.mode == Mode::Resync {
                 continue;

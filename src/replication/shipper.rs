@@ -391,7 +391,7 @@ impl Worker {
                 if !own.restored.is_empty() {
                     // Of another place that was about to be taken over under this name.
                     let (meta, bit) = (Arc::clone(&self.shared.meta), self.bit);
-                    blocking(move || meta.write(|tx| tx.unclaim(bit))).await?;
+                    blocking(move || meta.unclaim(bit)).await?;
                 }
                 contact::initialise(&self.shared.meta, &self.target, &self.name, &self.shared.me, self.bit).await?;
             }

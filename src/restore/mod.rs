@@ -529,7 +529,7 @@ pub(crate) async fn claim(source: &Source, meta: &Meta, bit: TargetBit) -> Resul
                 _ => foreign += 1,
             }
         }
-        let claimed = meta.write(|tx| tx.claim(bit, &listed))?;
+        let claimed = meta.claim(bit, &listed)?;
         total.chunks += claimed.chunks;
         total.wrong_length += claimed.wrong_length;
         total.unknown += claimed.unknown;

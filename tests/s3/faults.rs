@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use crate::stage::Stage;
-use crate::support::mounted::{Mounted, wait_for};
+use crate::support::mounted::{Mounted, wait_at_most, wait_for};
 use crate::support::proxy::{Faults, Proxy};
 use crate::support::run::{finish, program};
 use crate::support::tree::{self, Depth, assert_same, make_awkward, noise};
 
 /// Every way in which the path can be bad, with a name.
-fn faults() -> Vec<(&'static str, Faults)> {
+pub fn faults() -> Vec<(&'static str, Faults)> {
     let none = Faults::default();
     vec![
         ("100 ms each way", Faults { latency: Duration::from_millis(100), ..none }),
@@ -25,7 +25,7 @@ fn faults() -> Vec<(&'static str, Faults)> {
 }
 
 /// A place with a bucket behind a bad path, and a directory.
-fn stage() -> (Stage, Proxy, std::path::PathBuf) {
+pub fn stage() -> (Stage, Proxy, std::path::PathBuf) {
     let mut stage = Stage::new(&["cloud"]);
     let proxy = Proxy::to(stage.server.address());
     let cloud =
@@ -112,9 +112,10 @@ fn resets_cost_less_than_a_twentieth_of_a_large_upload() {
         std::io::Write::write_all(&mut file, &noise(piece, 1 << 20)).unwrap();
     }
     drop(file);
-    wait_for("the cloud has it", || mounted.status()["safe"] == true);
+    wait_at_most(Duration::from_secs(1800), "the cloud has it", || mounted.status()["safe"] == true);
     let sent = proxy.sent() - before;
     eprintln!("{} resets, {:.2} % sent again", proxy.harmed(), (sent as f64 / SIZE as f64 - 1.0) * 100.0);
-    assert!(proxy.harmed() >= 20 && sent < SIZE + SIZE / 20, "{} resets, {sent} of {SIZE} bytes", proxy.harmed());
+    // Some 24 of them; never fewer than half as many.
+    assert!(proxy.harmed() >= 12 && sent < SIZE + SIZE / 20, "{} resets, {sent} of {SIZE} bytes", proxy.harmed());
     mounted.umount();
 }

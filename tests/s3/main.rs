@@ -9,3 +9,4 @@ mod foreign;
 mod outage;
 mod secrets;
 mod stage;
+mod table;

@@ -227,9 +227,15 @@ fn end_of(log: &str) -> String {
 /// Waits until `condition` holds, at most [`PATIENCE`].
 #[track_caller]
 pub fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    wait_at_most(PATIENCE, what, condition);
+}
+
+/// Waits until `condition` holds, for what may take long on any machine.
+#[track_caller]
+pub fn wait_at_most(patience: Duration, what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} and still not: {what}");
+        assert!(start.elapsed() < patience, "waited {patience:?} and still not: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -7,16 +7,17 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What goes wrong on the path. The default is nothing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// Every piece of traffic takes this long, each way.
+    /// Every piece of traffic is under way for so long, each way.
     pub latency: Duration,
-    /// Bytes per second, each way and connection; 0 = no limit.
+    /// Bytes per second, each way, of all connections together; 0 = no limit.
     pub bytes_per_second: u64,
     /// Connections are refused, and those that exist are reset.
     pub refuse: bool,
@@ -24,7 +25,7 @@ pub struct Faults {
     pub silent: bool,
     /// Every request is answered 503 with `Retry-After: 1`.
     pub storm: bool,
-    /// A connection is reset when about so many bytes went up since the last reset; 0 = never.
+    /// After so many bytes that went up, on average, the connection that carries them is reset, at random; 0 = never.
     pub reset_every: u64,
     /// An answer ends after so many bytes; 0 = never.
     pub truncate_at: u64,
@@ -47,9 +48,12 @@ struct Shared {
     ended: AtomicBool,
     /// Both ends of every connection.
     connections: Mutex<BTreeMap<u64, [TcpStream; 2]>>,
-    /// Bytes that went up.
+    /// Bytes that went up, or were on their way when their connection was reset.
     sent: AtomicU64,
-    since_reset: AtomicU64,
+    /// Where the next reset strikes, in bytes that go up; and the state of what draws them.
+    next_reset: Mutex<(u64, u64)>,
+    /// Until when the path is taken, up and down, where it is narrow.
+    taken: [Mutex<Instant>; 2],
     resets: AtomicU64,
     refused: AtomicU64,
 }
@@ -65,7 +69,8 @@ impl Proxy {
             ended: AtomicBool::new(false),
             connections: Mutex::default(),
             sent: AtomicU64::new(0),
-            since_reset: AtomicU64::new(0),
+            next_reset: Mutex::new((0, 1)),
+            taken: [Instant::now(); 2].map(Mutex::new),
             resets: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         });
@@ -86,13 +91,17 @@ impl Proxy {
     /// From now on these faults, and no others. Connections that exist are reset, so that requests meet them.
     pub fn set(&self, faults: Faults) {
         *self.shared.faults.lock().unwrap() = faults;
+        self.shared.draw_reset(&faults);
         self.reset_all();
     }
 
     /// Resets every connection.
     pub fn reset_all(&self) {
         let connections = std::mem::take(&mut *self.shared.connections.lock().unwrap());
-        connections.into_values().for_each(|[client, server]| reset(&client, &server));
+        for [client, server] in connections.into_values() {
+            self.shared.count_unread(&client);
+            reset(&client, &server);
+        }
     }
 
     /// Bytes that went up so far.
@@ -123,6 +132,28 @@ impl Shared {
         *self.faults.lock().unwrap()
     }
 
+    /// What a sender gave away and nobody read was sent all the same.
+    fn count_unread(&self, client: &TcpStream) {
+        let unread = rustix::io::ioctl_fionread(client).unwrap_or(0);
+        self.sent.fetch_add(unread, Ordering::SeqCst);
+    }
+
+    /// Draws where the next reset strikes: anywhere up to twice the average.
+    fn draw_reset(&self, faults: &Faults) {
+        let mut next = self.next_reset.lock().unwrap();
+        next.1 = next.1.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        next.0 = self.sent.load(Ordering::SeqCst) + (next.1 >> 20) % (2 * faults.reset_every).max(1);
+    }
+
+    /// True for the one whose bytes reach the place of the next reset.
+    fn strikes(&self, sent: u64, faults: &Faults) -> bool {
+        let strikes = sent >= self.next_reset.lock().unwrap().0;
+        if strikes {
+            self.draw_reset(faults);
+        }
+        strikes
+    }
+
     fn accept(self: Arc<Shared>, number: u64, client: TcpStream) {
         let faults = self.faults();
         if faults.refuse {
@@ -132,7 +163,10 @@ impl Shared {
         }
         if faults.storm {
             self.refused.fetch_add(1, Ordering::SeqCst);
-            std::thread::spawn(move || storm(client));
+            std::thread::spawn(move || {
+                let read = storm(client);
+                self.sent.fetch_add(read, Ordering::SeqCst);
+            });
             return;
         }
         let Ok(server) = TcpStream::connect(self.upstream) else { return reset(&client, &client) };
@@ -145,7 +179,11 @@ impl Shared {
     }
 
     /// Passes traffic one way until an end closes, or a fault ends it.
-    fn pump(&self, number: u64, mut from: TcpStream, mut to: TcpStream, up: bool) {
+    fn pump(&self, number: u64, mut from: TcpStream, to: TcpStream, up: bool) {
+        let Ok(out) = to.try_clone() else { return reset(&from, &to) };
+        // What is on its way: as much as a path of a second holds. Latency delays each piece and slows none.
+        let (line, pieces) = std::sync::mpsc::sync_channel(256);
+        let delivery = std::thread::spawn(move || deliver(out, pieces));
         let mut buffer = vec![0; 64 << 10];
         let mut passed = 0u64;
         loop {
@@ -157,34 +195,50 @@ impl Shared {
             while self.faults().silent && !self.ended.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            std::thread::sleep(faults.latency);
             if let Some(nanos) = (count as u64 * 1_000_000_000).checked_div(faults.bytes_per_second) {
-                std::thread::sleep(Duration::from_nanos(nanos));
+                let until = {
+                    let mut taken = self.taken[usize::from(up)].lock().unwrap();
+                    *taken = (*taken).max(Instant::now()) + Duration::from_nanos(nanos);
+                    *taken
+                };
+                std::thread::sleep(until.saturating_duration_since(Instant::now()));
             }
             let piece = &mut buffer[..count];
             if up {
-                self.sent.fetch_add(count as u64, Ordering::SeqCst);
-                let since = self.since_reset.fetch_add(count as u64, Ordering::SeqCst) + count as u64;
-                if faults.reset_every > 0 && since >= faults.reset_every {
-                    self.since_reset.store(0, Ordering::SeqCst);
+                let sent = self.sent.fetch_add(count as u64, Ordering::SeqCst) + count as u64;
+                if faults.reset_every > 0 && self.strikes(sent, &faults) {
+                    self.count_unread(&from);
                     self.resets.fetch_add(1, Ordering::SeqCst);
                     reset(&from, &to);
                     break;
                 }
-            } else if spoil(&faults, piece, passed) || to.write_all(piece).is_err() {
+            } else if spoil(&faults, piece, passed) {
                 reset(&from, &to);
                 break;
             }
-            if up && to.write_all(piece).is_err() {
+            if line.send((Instant::now() + faults.latency, piece.to_vec())).is_err() {
+                reset(&from, &to);
                 break;
             }
             passed += count as u64;
         }
-        let _ = to.shutdown(Shutdown::Write);
+        drop(line);
+        let _ = delivery.join();
         if !up {
             self.connections.lock().unwrap().remove(&number);
         }
     }
+}
+
+/// Delivers pieces when they are due, then closes.
+fn deliver(mut to: TcpStream, pieces: Receiver<(Instant, Vec<u8>)>) {
+    for (due, piece) in pieces {
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if to.write_all(&piece).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
 }
 
 /// Spoils a piece of an answer that begins at byte `at`; true: the answer ends here.
@@ -203,8 +257,8 @@ fn spoil(faults: &Faults, piece: &mut [u8], at: u64) -> bool {
     faults.truncate_at > 0 && end >= faults.truncate_at
 }
 
-/// Answers one request 503 and closes.
-fn storm(mut client: TcpStream) {
+/// Answers one request 503 and closes. Returns how many bytes came.
+fn storm(mut client: TcpStream) -> u64 {
     let _ = client.set_read_timeout(Some(Duration::from_secs(5)));
     let mut head = Vec::new();
     let mut byte = [0];
@@ -216,7 +270,13 @@ fn storm(mut client: TcpStream) {
     );
     // What is still being sent is read, or the answer would be lost to a reset.
     let _ = client.shutdown(Shutdown::Write);
-    let _ = std::io::copy(&mut client, &mut std::io::sink());
+    let (mut read, mut buffer) = (head.len() as u64, vec![0; 64 << 10]);
+    while let Ok(count) = client.read(&mut buffer)
+        && count > 0
+    {
+        read += count as u64;
+    }
+    read
 }
 
 /// Closes both ends with a reset.
