@@ -5,8 +5,8 @@
 //!
 //! A lent file may have to become a session's file again at any moment, and its bytes change then. So nobody keeps a
 //! mapping of it: an upload copies what it sends ([`Lending::map`]), a file that is mapped for an upload is not lent. Who
-//! reads a file by its rows asks [`Lending::thaws`] before it looks at the rows and after it has read: if a file was
-//! thawed in between, the bytes may be another generation's.
+//! reads a file by its rows looks at the rows and reads [`Lending::undisturbed`]: if a file was thawed in between, the bytes
+//! may be another generation's.
 //!
 //! The kernel reads on in a file without a name, so a lent one does no harm when it is unlinked; but it would give no space
 //! back, and its bytes could not be thawed. It waits for its return.
@@ -25,6 +25,10 @@ pub struct Lending {
     inner: Mutex<Inner>,
     thaws: AtomicU64,
 }
+
+/// See [`Lending::moment`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment(u64);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -86,9 +90,21 @@ impl Lending {
         self.end(name)
     }
 
-    /// How many files were thawed.
-    pub fn thaws(&self) -> u64 {
-        self.thaws.load(Ordering::SeqCst)
+    /// A moment, before rows are looked at; see [`Lending::thawed_since`].
+    pub fn moment(&self) -> Moment {
+        Moment(self.thaws.load(Ordering::SeqCst))
+    }
+
+    /// True if the bytes of any file may have changed since then: what was read by rows may not be what they say.
+    pub fn thawed_since(&self, moment: Moment) -> bool {
+        self.moment() != moment
+    }
+
+    /// What `read` finds by looking at rows and reading files; `None` if a file was thawed meanwhile.
+    pub fn undisturbed<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
+        let moment = self.moment();
+        let found = read();
+        (!self.thawed_since(moment)).then_some(found)
     }
 
     /// Leave to map a file for an upload. `None`: it is lent, read it.
@@ -141,6 +157,17 @@ mod tests {
         assert!(lending.map("f").is_none() && lending.map("g").is_some());
         assert_eq!(lending.end("f"), None);
         assert!(lending.map("f").is_some());
+    }
+
+    #[test]
+    fn p3_what_is_read_by_rows_while_any_file_is_thawed_does_not_count() {
+        let lending = Lending::default();
+        assert_eq!(lending.undisturbed(|| 1), Some(1));
+        let moment = lending.moment();
+        assert!(lending.lend(ChunkFileId(1), "f") && !lending.thawed_since(moment), "its bytes stay");
+        assert_eq!(lending.undisturbed(|| lending.thawed("f")), None);
+        assert!(lending.thawed_since(moment));
+        assert_eq!(lending.undisturbed(|| 2), Some(2), "from here on the rows are true");
     }
 
     #[test]

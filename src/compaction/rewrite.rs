@@ -125,12 +125,12 @@ impl Rewriter {
     /// the source is gone.
     fn collect(&self, source: &Source, into: &mut [u8]) -> Result<Option<(ChunkHash, u64)>, Error> {
         let lending = self.open_files.files().lending();
-        let thaws = lending.thaws();
+        let before = lending.moment();
         let Some(sources) = self.meta.chunk_sources(source.chunk)? else { return Ok(None) };
         let (_, _, mount) = self.meta.writer_identity()?;
         let (local, findings) = source::open(&mut source::Files::new(self.open_files.files()), mount, &sources);
         // P3: a file of it that was thawed meanwhile may change.
-        let local = local.filter(|_| lending.thaws() == thaws);
+        let local = local.filter(|_| !lending.thawed_since(before));
         for finding in findings {
             tracing::error!(%finding, "a local copy is wrong; another is used for its new chunk");
         }

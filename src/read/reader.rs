@@ -61,16 +61,16 @@ impl Reader {
     /// Reads `range` of `ino` into `buffer`, cut at the end of the file.
     pub fn read(&self, ino: InodeId, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<Outcome, Error> {
         let mut absent = io::Error::from(io::ErrorKind::NotFound);
-        for attempt in 0..ATTEMPTS {
+        let mut attempt = 0;
+        while attempt < ATTEMPTS {
             buffer.clear();
             let mut missing = Vec::new();
             let lending = self.open_files.files().lending();
-            let thaws = lending.thaws();
-            let filled = self.fill(ino, range.clone(), buffer, &mut missing);
-            // P3: a file that this read found by its rows may be a session's by now, with other bytes.
-            if lending.thaws() != thaws {
-                continue;
-            }
+            let filled = lending.undisturbed(|| self.fill(ino, range.clone(), buffer, &mut missing));
+            // P3: a file that this read found by its rows may be a session's by now, with other bytes. That is no failure
+            // to be counted: each time, somebody else got on.
+            let Some(filled) = filled else { continue };
+            attempt += 1;
             match filled {
                 Ok(()) if missing.is_empty() => return Ok(Outcome::Ready),
                 Ok(()) => return Ok(self.pend(ino, range, std::mem::take(buffer), missing)),
@@ -79,7 +79,7 @@ impl Reader {
                 Err(Failed::Absent(piece, error)) => {
                     absent = error;
                     // Gone from the disk by other hands: what targets hold is fetched from them.
-                    if attempt + 2 == ATTEMPTS && self.meta.write(|tx| tx.evict(piece))?.is_some() {
+                    if attempt + 1 == ATTEMPTS && self.meta.write(|tx| tx.evict(piece))?.is_some() {
                         tracing::error!(error = %absent, "a local chunk file is missing; its chunks are fetched");
                     }
                 }

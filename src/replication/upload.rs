@@ -21,6 +21,7 @@ use super::gate::{Gate, GateWatch};
 use super::health::Failure;
 use super::source::{self, CheckedChunk, Finding};
 use crate::chunk::file::ChunkFiles;
+use crate::chunk::lend::Moment;
 use crate::clock::{self, Instant};
 use crate::format::key;
 use crate::id::TargetBit;
@@ -120,9 +121,9 @@ impl Peer {
 pub(super) enum Prepared {
     /// Its bytes are there; what is copied of them is paid for.
     Body(CheckedChunk, OwnedSemaphorePermit),
-    /// Its bytes may be on this machine, but there is no room for copies now. With the count of thaws of before they were
-    /// looked up (P3).
-    Local(Arc<ChunkSources>, u64),
+    /// Its bytes may be on this machine, but there is no room for copies now. With the moment before they were looked up
+    /// (P3).
+    Local(Arc<ChunkSources>, Moment),
     /// They are not.
     Elsewhere(Arc<ChunkSources>),
     /// It is not sent.
@@ -150,7 +151,7 @@ impl Uploader {
     fn prepare_blocking(&self, bit: TargetBit, chunks: &[ChunkTodo]) -> Vec<Prepared> {
         let none = |_: &ChunkTodo| Prepared::Not(Outcome::Unsendable);
         let Some(peer) = self.peer(bit) else { return chunks.iter().map(none).collect() };
-        let thaws = self.files.lending().thaws();
+        let before = self.files.lending().moment();
         let sources = match self.meta.put_sources(bit, chunks) {
             Ok(sources) => sources,
             Err(error) => {
@@ -168,9 +169,9 @@ impl Uploader {
                 PutSource::From(sources) => sources,
             };
             let Some(permit) = peer.try_reserve(source::copied_bytes(self.files.lending(), &sources)) else {
-                return Prepared::Local(Arc::new(sources), thaws);
+                return Prepared::Local(Arc::new(sources), before);
             };
-            match self.open(&mut files, &sources, thaws) {
+            match self.open(&mut files, &sources, before) {
                 Some(body) => Prepared::Body(body, permit),
                 None => Prepared::Elsewhere(Arc::new(sources)),
             }
@@ -195,9 +196,9 @@ impl Uploader {
         let sources = match prepared {
             Prepared::Not(outcome) => return outcome,
             Prepared::Body(body, _permit) => return self.send(&peer, &chunk, body).await,
-            Prepared::Local(sources, thaws) => {
+            Prepared::Local(sources, before) => {
                 let _permit = peer.reserve(source::copied_bytes(self.files.lending(), &sources)).await;
-                if let Some(body) = self.local(&sources, thaws).await {
+                if let Some(body) = self.local(&sources, before).await {
                     return self.send(&peer, &chunk, body).await;
                 }
                 sources
@@ -211,15 +212,15 @@ impl Uploader {
         }
     }
 
-    async fn local(self: &Arc<Uploader>, sources: &Arc<ChunkSources>, thaws: u64) -> Option<CheckedChunk> {
+    async fn local(self: &Arc<Uploader>, sources: &Arc<ChunkSources>, before: Moment) -> Option<CheckedChunk> {
         let (this, of) = (Arc::clone(self), Arc::clone(sources));
-        blocking(move || this.open(&mut source::Files::new(&this.files), &of, thaws)).await?
+        blocking(move || this.open(&mut source::Files::new(&this.files), &of, before)).await?
     }
 
-    /// `thaws`: as of before the sources were looked up.
-    fn open(&self, files: &mut source::Files<'_>, sources: &ChunkSources, thaws: u64) -> Option<CheckedChunk> {
+    /// `before`: the moment before the sources were looked up.
+    fn open(&self, files: &mut source::Files<'_>, sources: &ChunkSources, before: Moment) -> Option<CheckedChunk> {
         let (chunk, findings) = source::open(files, self.mount, sources);
-        if self.files.lending().thaws() != thaws {
+        if self.files.lending().thawed_since(before) {
             // P3: one of these files may be a session's by now. It is tried again, with the rows as they are then.
             return None;
         }

@@ -29,6 +29,7 @@ pub(crate) struct Mount {
     pub(crate) report: recovery::Report,
     reader: Reader,
     evictor: Arc<Evictor>,
+    space: Arc<Space>,
     pipeline: Option<Pipeline>,
     _runtime: tokio::runtime::Runtime,
 }
@@ -53,12 +54,13 @@ impl Mount {
         })
         .unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-        let fetcher = Fetcher::new(meta.clone(), open_files.clone(), space, evictor.clone(), runtime.handle().clone());
+        let fetcher =
+            Fetcher::new(meta.clone(), open_files.clone(), space.clone(), evictor.clone(), runtime.handle().clone());
         let reader = Reader::new(meta.clone(), files.clone(), open_files, evictor.clone(), fetcher, CHUNK);
         let report = recovery::recover(&meta, &files, rebooted).unwrap();
         meta.note_boot(boot).unwrap();
         let pipeline = sealing.then(|| Pipeline::start(&files, queue, 2, CHUNK).unwrap());
-        Mount { meta, files, report, reader, evictor, pipeline, _runtime: runtime }
+        Mount { meta, files, report, reader, evictor, space, pipeline, _runtime: runtime }
     }
 
     pub(crate) fn create(&self, name: &[u8]) -> InodeId {
@@ -329,6 +331,35 @@ fn dead_content_leaves_the_disk() {
     assert_eq!(mount.count("SELECT count(*) FROM chunk_file"), 0);
     let left = walk(&dir.path().join("chunks"));
     assert_eq!(left, Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn p3_a_lent_file_stays_on_the_disk_until_nobody_has_it() {
+    let (_dir, mount) = mount();
+    let [lent, other] = [(b"a", 20), (b"b", 21)].map(|(name, seed)| {
+        let ino = mount.create(name);
+        mount.files.write(ino, 0, &noise(CHUNK as usize, seed)).unwrap();
+        mount.close(ino);
+        mount.settle();
+        ino
+    });
+    mount.meta.write(|tx| Ok(tx.conn().execute("UPDATE chunk SET placed = 1, incomplete = 0", [])?)).unwrap();
+    let image = |ino| mount.meta.image(ino).unwrap().unwrap();
+    let (file, name) = (image(lent).file, image(lent).name);
+    assert!(mount.files.chunk_files().lending().lend(file, &name));
+    let evict = || {
+        mount.space.denied();
+        mount.evictor.round(&AtomicBool::new(false), || false).unwrap();
+        mount.count("SELECT count(*) FROM chunk_file")
+    };
+    assert!(image(other).file != file);
+    assert_eq!(evict(), 1, "only what is not lent goes");
+    assert_eq!(image(lent).file, file);
+    // What was used in this mount is found in another way.
+    assert_eq!(mount.read(lent, 0, 9), noise(9, 20));
+    assert_eq!(evict(), 1);
+    assert_eq!(mount.files.chunk_files().lending().end(&name), None);
+    assert_eq!(evict(), 0);
 }
 
 #[test]

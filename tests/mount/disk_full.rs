@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::support::mounted::{Mounted, PATIENCE, Place, wait_for};
 use crate::support::run::{finish, installed, program, shell, skipped};
-use crate::support::tree::{self, Depth, assert_same, noise};
+use crate::support::tree::{self, Depth, assert_same, noise, truncate};
 
 /// A small filesystem of its own below `place/disk`, which holds the state directory.
 struct Disk {
@@ -125,13 +125,6 @@ fn bring_targets_back(place: &Place) {
 
 fn write(path: &Path, content: &[u8]) -> Result<(), Errno> {
     std::fs::write(path, content).map_err(|error| Errno::from_io_error(&error).unwrap())
-}
-
-/// `truncate(2)`, by name.
-fn truncate(path: &Path, size: i64) -> std::io::Result<()> {
-    let path = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str())).unwrap();
-    // SAFETY: the path ends with a zero byte and lives as long as the call.
-    if unsafe { libc::truncate(path.as_ptr(), size) } == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 /// Writes files of this size until the first is refused; returns how many are there.

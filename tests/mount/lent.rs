@@ -17,7 +17,7 @@ use tandemfs::testing::failpoint::VARIABLE;
 use super::passthrough::{Mapping, assert_restored, create, edit};
 use crate::support::mounted::{Mounted, Place, wait_for};
 use crate::support::run::{finish, installed, program, shell, skipped, succeed};
-use crate::support::tree::noise;
+use crate::support::tree::{noise, truncate};
 
 const MIB: usize = 1 << 20;
 
@@ -213,7 +213,7 @@ fn p3_readers_see_a_truncate_by_open_by_descriptor_and_by_name() {
     let mut expected = noise(5, 2 * MIB);
     let reader = lent(&place, &mounted, "f", &expected);
     // By name, with nobody writing.
-    succeed(Command::new("truncate").args(["-s", "1000000"]).arg(&path));
+    truncate(&path, 1_000_000).unwrap();
     expected.truncate(1_000_000);
     assert!(read_all(&reader) == expected);
     let writer = edit(&path);
@@ -593,10 +593,7 @@ fn mix(place: &Place, mounted: &Mounted<'_>, seed: u64, steps: usize) -> usize {
                 model.resize(at + 4096, 0);
             }
             9 => {
-                // By name: no descriptor is opened for it.
-                let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
-                // SAFETY: a string that lives over the call.
-                assert_eq!(unsafe { libc::truncate(name.as_ptr(), at as i64 + 4096) }, 0, "{what}");
+                truncate(&path, at as i64 + 4096).unwrap();
                 model.resize(at + 4096, 0);
             }
             10 if dice[3] < 64 => {

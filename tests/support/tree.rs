@@ -225,3 +225,10 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
 }
+
+/// `truncate(2)`, by name: no descriptor is opened for it.
+pub fn truncate(path: &Path, size: i64) -> std::io::Result<()> {
+    let path = std::ffi::CString::new(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str())).unwrap();
+    // SAFETY: the path ends with a zero byte and lives as long as the call.
+    if unsafe { libc::truncate(path.as_ptr(), size) } == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
