@@ -7,14 +7,15 @@
 
 mod disk;
 mod given;
-#[path = "../support/s3.rs"]
-mod s3;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use s3::S3Server;
+use support::s3::S3Server;
 use tandemfs::target::directory::DirectoryTarget;
 use tandemfs::target::memory::MemoryTarget;
 use tandemfs::target::pace::Pacer;
@@ -221,6 +222,25 @@ fn a_large_body_of_many_parts_arrives_whole() {
         assert!(read == expected, "other bytes came back");
         let range = store.target.get_range("chunks/cc/cc", 5_000_001, 1_000_003).await.unwrap();
         assert!(range == expected[5_000_001..6_000_004], "other bytes came back");
+    });
+}
+
+#[test]
+fn a_put_that_breaks_off_leaves_nothing_of_its_body_under_its_key() {
+    each(async |store| {
+        let body = Bytes::from(vec![7; 8 << 20]);
+        for millis in [0, 1, 3, 10, 30, 100] {
+            let key = format!("journal/1-a/{millis}");
+            let put = store.target.put(&key, body.clone().into(), Existing::Refuse);
+            let _ = tokio::time::timeout(Duration::from_millis(millis), put).await;
+            // Nobody says when a server has noticed: whenever it is looked at, there is all or nothing.
+            for _ in 0..10 {
+                let found = store.target.stat(&key).await.unwrap();
+                assert!(found.is_none_or(|length| length == body.len() as u64), "{key}: {found:?} bytes");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        put(store, "journal/1-a/after", b"whole").await;
     });
 }
 
