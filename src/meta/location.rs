@@ -261,17 +261,6 @@ fn is_pinned(conn: &Connection, file: ChunkFileId, rows: i64) -> Result<bool> {
 }
 
 impl Tx<'_> {
-    /// As [`Meta::evict`], in one transaction: for a file that is small, or gone already.
-    pub fn evict(&mut self, file: ChunkFileId) -> Result<Option<Evicted>> {
-        loop {
-            match self.evict_some(file)? {
-                Step::Pinned => return Ok(None),
-                Step::More => {}
-                Step::Gone(evicted) => return Ok(evicted),
-            }
-        }
-    }
-
     fn evict_some(&mut self, file: ChunkFileId) -> Result<Step> {
         if is_pinned(self.conn(), file, ROWS)? {
             return Ok(Step::Pinned);

@@ -35,7 +35,6 @@ mod log_writes;
 mod migrate;
 pub mod mount;
 pub mod namespace;
-pub mod outline;
 pub mod pin;
 pub mod placement;
 pub mod readdir;

@@ -7,7 +7,6 @@ mod clouds;
 mod faults;
 mod foreign;
 mod outage;
-mod parts;
 mod secrets;
 mod stage;
 mod table;

@@ -244,7 +244,7 @@ fn line(row: &Row) -> String {
 }
 
 #[test]
-#[ignore = "takes a quarter of an hour, and reports"]
+#[ignore = "takes ten minutes, and reports"]
 fn the_table_of_faults() {
     let only = std::env::var("TANDEMFS_FAULT").unwrap_or_default();
     let mut table = vec![

@@ -1,8 +1,8 @@
 //! Worlds: one seed, one filesystem with targets that fail in every way, on a clock of its own.
 //!
 //! Real is everything between the calls of a program and the calls to a target: `vfs`, sessions and their chunk files,
-//! sealing and commit, the store, recovery, driver and planner, shippers, checkpoints, resync, GC, acknowledgement, eviction,
-//! reads, restore. Made up are time ([`crate::clock`]), randomness ([`crate::chance`]), the targets ([`place`]) and the order
+//! sealing and commit, the store, recovery, driver and planner, shippers, checkpoints, resync, compaction, GC,
+//! acknowledgement, eviction, reads, restore. Made up are time ([`crate::clock`]), randomness ([`crate::chance`]), the targets ([`place`]) and the order
 //! in which things happen. One thread, one runtime without timers, nothing that asks the real clock: a seed that fails, fails
 //! again, with the same history to the last call ([`trace`]).
 //!
@@ -29,6 +29,7 @@ mod acks;
 mod oracle;
 mod place;
 mod programs;
+mod repacks;
 mod trace;
 mod world;
 
@@ -76,8 +77,10 @@ fn worlds_full_of_faults_lose_nothing_and_end_whole() {
         }
     });
     let failed = failed.into_inner();
-    eprintln!("{count} worlds from {first}: {:?}", total.into_inner());
+    let total = total.into_inner();
+    eprintln!("{count} worlds from {first}: {total:?}");
     assert!(failed.is_empty(), "worlds {failed:?} failed");
+    assert!(count < WORLDS || total.repacks > 0, "nothing was ever compacted");
 }
 
 /// In a plain `cargo test`.

@@ -318,6 +318,7 @@ impl Place {
                 let decoded = segment::decode(body, &place).unwrap_or_else(|e| panic!("{}: {key}: {e}", self.name));
                 let chunks = decoded.records.iter().filter_map(|record| match &record.change {
                     Change::Content(content) => Some(&content.chunks),
+                    Change::Repack { chunks, .. } => Some(chunks),
                     _ => None,
                 });
                 for (hash, _) in chunks.flatten() {

@@ -18,6 +18,7 @@ use super::acks::Wait;
 use super::oracle::Truth;
 use super::place::{Character, Place};
 use super::programs::{Crash, Programs};
+use super::repacks;
 use super::trace::Trace;
 use crate::chance::{self, Seeded};
 use crate::chunk::evict::Evictor;
@@ -25,6 +26,7 @@ use crate::chunk::file::ChunkFiles;
 use crate::chunk::open::OpenFiles;
 use crate::chunk::space::{Limits, Space};
 use crate::clock::{self, Instant, simulated};
+use crate::compaction::Compactor;
 use crate::config::{Acknowledge, Policy};
 use crate::id::{FilesystemId, TargetBit};
 use crate::meta::history::dump;
@@ -70,6 +72,7 @@ pub(super) struct Life {
     pub checkpoints: u64,
     pub deletions: u64,
     pub evictions: u64,
+    pub repacks: u64,
     pub replaced: u64,
     pub restores: u64,
     pub calls: u64,
@@ -86,6 +89,7 @@ impl Life {
         self.checkpoints += other.checkpoints;
         self.deletions += other.deletions;
         self.evictions += other.evictions;
+        self.repacks += other.repacks;
         self.replaced += other.replaced;
         self.restores += other.restores;
         self.calls += other.calls;
@@ -140,8 +144,9 @@ pub(super) struct Mounted {
     pub vfs: Arc<Vfs>,
     live: Arc<Live>,
     collector: Arc<Collector>,
-    fetcher: Arc<Fetcher>,
+    pub fetcher: Arc<Fetcher>,
     evictor: Arc<Evictor>,
+    pub compactor: Compactor,
     pipeline: Stepped,
     watch: Watch,
     idle_since: BTreeMap<TargetBit, Instant>,
@@ -329,6 +334,7 @@ impl World {
         let runtime = runtime();
         let fetcher =
             Fetcher::new(meta.clone(), open_files.clone(), space.clone(), evictor.clone(), runtime.handle().clone());
+        let compactor = repacks::compactor(self.seed, CHUNK, &meta, &open_files, &space, &evictor);
         let reader = Reader::new(meta.clone(), files.clone(), open_files, evictor.clone(), fetcher.clone(), CHUNK);
         let vfs = Arc::new(Vfs::new(reader, space.clone()).unwrap());
         let report = recovery::recover(&meta, &files, rebooted).unwrap();
@@ -365,8 +371,19 @@ impl World {
         let watch = Watch::new(meta, live.replication.journal_holds(), self.tuning.thresholds.resync);
         let pipeline = Stepped::new(&files, queue, CHUNK);
         let (idle_since, looked) = (BTreeMap::new(), clock::instant());
-        self.mounted =
-            Some(Mounted { runtime, vfs, live, collector, fetcher, evictor, pipeline, watch, idle_since, looked });
+        self.mounted = Some(Mounted {
+            runtime,
+            vfs,
+            live,
+            collector,
+            fetcher,
+            evictor,
+            compactor,
+            pipeline,
+            watch,
+            idle_since,
+            looked,
+        });
         self.tell_fetcher();
         self.learn();
         if let Some(crash) = crash {
@@ -470,7 +487,7 @@ impl World {
             }
             upkeep::count(&live, &mut mounted.idle_since).unwrap();
         }
-        self.learn();
+        self.compact();
     }
 
     /// Sealers and committer.
@@ -567,6 +584,7 @@ impl World {
             81..=90 => {
                 let duration = Duration::from_millis(20 << self.random.below(8));
                 self.advance(duration);
+                self.compact();
             }
             80 => {
                 let grace = self.tuning.grace;
@@ -578,6 +596,7 @@ impl World {
             91..=96 => {
                 let duration = Duration::from_secs(1 << self.random.below(8));
                 self.advance(duration);
+                self.compact();
             }
             _ => self.tend(),
         }
