@@ -290,3 +290,29 @@ fn compaction_is_on_and_every_threshold_can_be_set() {
     assert!(complaint("[compaction]\nquiet = \"0s\"").contains("at least 1s"));
     assert!(complaint("[compaction]\nrates = 1").contains("unknown key"));
 }
+
+#[test]
+fn impossible_limits_are_refused_with_what_is_possible() {
+    for (text, expected) in [
+        ("cache.limit = \"1 MiB\"", "t.toml:1:15: cache.limit is at least 64 MiB"),
+        ("cache.min_copies = 0", "t.toml:1:20: 0 is not a number from 1 to 62"),
+        (
+            "cache.min_copies = 2\n[target.a]\nuri = \"memory://a\"",
+            "t.toml:1:20: min_copies is at most the number of targets",
+        ),
+        ("backlog.records = 1", "t.toml:1:19: 1 is not a number from 100 to 100000000"),
+        ("backlog.superseded = \"1 KiB\"", "t.toml:1:22: backlog.superseded is at least 64 KiB"),
+        (
+            "bandwidth = { \"00:00-12:00\" = \"off\", \"12:00-24:00\" = \"off\" }",
+            "t.toml:1:13: nothing would ever be sent",
+        ),
+        (
+            "bandwidth = { \"08:00-12:00\" = \"off\", \"11:00-13:00\" = \"off\" }",
+            "t.toml:1:13: the window \"11:00-13:00\" overlaps",
+        ),
+        ("[target.a]\nuri = \"memory://a\"\nbandwidth = \"1 KiB/s\"", "t.toml:3:13: \"1 KiB/s\" is less than 16 KiB/s"),
+    ] {
+        let complaint = complaint(text);
+        assert!(complaint.starts_with(expected), "{text}\n got: {complaint}\nwant: {expected}");
+    }
+}

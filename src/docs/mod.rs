@@ -54,6 +54,12 @@ pub mod decisions {
     #[doc = include_str!("decisions/directory_store.md")]
     pub mod directory_store {}
 
+    #[doc = include_str!("decisions/aside.md")]
+    pub mod aside {}
+
+    #[doc = include_str!("decisions/parts_of_chunks.md")]
+    pub mod parts_of_chunks {}
+
     #[doc = include_str!("decisions/retries.md")]
     pub mod retries {}
 

@@ -19,7 +19,7 @@ pub(super) const APPLICATION_ID: i32 = 0x5444_4653;
 pub(super) const USER_VERSION: i32 = STEPS.len() as i32 + 1;
 
 /// What leads from version `index + 1` to the next.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     // 2: earlier mounts, for announcements (T7); targets that come and go, are paused, resynced, and lose chunks (T4, T9).
     "CREATE TABLE mounted (
        epoch INTEGER NOT NULL, writer TEXT NOT NULL,
@@ -63,6 +63,9 @@ const STEPS: [&str; 2] = [
      ) STRICT;
      CREATE INDEX repacked_from ON repacked (from_hash, seq);
      CREATE INDEX repacked_to ON repacked (to_chunk);",
+    // 4: outlines, by which parts of chunks are checked. Chunks of before get theirs when they are fetched.
+    "CREATE TABLE outline (chunk INTEGER PRIMARY KEY, leads BLOB NOT NULL) STRICT;
+     CREATE TRIGGER chunk_outline AFTER DELETE ON chunk BEGIN DELETE FROM outline WHERE chunk = old.id; END;",
 ];
 
 /// The version of the store behind `conn`, if it is one that this program can read.

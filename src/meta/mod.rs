@@ -35,6 +35,7 @@ mod log_writes;
 mod migrate;
 pub mod mount;
 pub mod namespace;
+pub mod outline;
 pub mod pin;
 pub mod placement;
 pub mod readdir;

@@ -107,6 +107,11 @@ CREATE TABLE location (
   PRIMARY KEY (chunk, file, chunk_offset)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX location_file ON location (file);
+CREATE TABLE outline (                                                          -- of chunks from 1 MiB on: by which parts of them are checked
+  chunk INTEGER PRIMARY KEY,
+  leads BLOB NOT NULL                              -- chunk::outline: chaining values of 32 bytes each, which lead to the hash
+) STRICT;
+CREATE TRIGGER chunk_outline AFTER DELETE ON chunk BEGIN DELETE FROM outline WHERE chunk = old.id; END;
 CREATE TABLE orphan (manifest INTEGER PRIMARY KEY) STRICT;                      -- given up, its references are released in batches (D8)
 CREATE TABLE target (
   bit INTEGER PRIMARY KEY,                         -- place in chunk.placed

@@ -56,8 +56,10 @@ impl Scrubs {
         }
         let rate = match request.bytes_per_second {
             None => Rate::Unlimited,
-            Some(bytes) => Rate::per_second(bytes)
-                .ok_or_else(|| Error::new(ErrorKind::Usage, "the lowest rate of a scrub is 16 KiB/s"))?,
+            Some(bytes) => Rate::per_second(bytes).ok_or_else(|| {
+                Error::new(ErrorKind::Usage, "the lowest rate of a scrub is 16 KiB/s")
+                    .hint("give a higher one, or read less: --level list, or sample")
+            })?,
         };
         let limit = Limit::new(rate);
         let sources = self.sources(&request.targets)?;
@@ -195,4 +197,62 @@ fn tell(report: &Report) {
 
 fn failed(error: crate::meta::Error) -> Error {
     Error::failed(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use rusqlite::params;
+
+    use super::*;
+    use crate::chunk::evict::Evictor;
+    use crate::chunk::open::OpenFiles;
+    use crate::chunk::space::{Limits, Space};
+    use crate::id::{ChunkHash, ChunkId, Epoch};
+    use crate::meta::target::Configured;
+    use crate::meta::testing::store;
+    use crate::target::memory::MemoryTarget;
+
+    #[tokio::test]
+    async fn a_scheduled_scrub_runs_when_it_is_due_and_has_what_it_finds_repaired() {
+        const EVERY: Duration = Duration::from_secs(2 * 3600);
+        let (dir, meta) = store();
+        meta.register_targets(&[Configured { name: "a".into(), uri: "memory://a".into(), id: None }]).unwrap();
+        meta.begin_mount(Epoch(0), "boot").unwrap();
+        let (bit, hash) = (TargetBit::new(0).unwrap(), ChunkHash::of(b"lost"));
+        let insert =
+            "INSERT INTO chunk (id, hash, length, bytes_referenced, placed, incomplete) VALUES (1, ?1, 4, 4, ?2, 0)";
+        meta.write(|tx| {
+            tx.conn().execute(insert, params![hash, 1])?;
+            tx.recount_tally(bit)
+        })
+        .unwrap();
+        let meta = Arc::new(meta);
+        let open_files = Arc::new(OpenFiles::new(ChunkFiles::new(dir.path()).unwrap()));
+        let space = Arc::new(Space::new(dir.path(), Limits { used_max: u64::MAX, free_min: 0 }, 0));
+        let evictor = Arc::new(Evictor::new(meta.clone(), open_files.clone(), space.clone()));
+        let runtime = tokio::runtime::Handle::current();
+        let fetcher = Fetcher::new(meta.clone(), open_files.clone(), space, evictor, runtime);
+        let target = Arc::new(MemoryTarget::new());
+        fetcher.set_sources(vec![Source { bit, name: "a".into(), target, priority: 0 }]);
+        let _time = clock::simulated::begin();
+        let scrubs = Scrubs::new(meta.clone(), open_files.files().clone(), fetcher, false);
+        let mut running = std::pin::pin!(scrubs.on_schedule(EVERY, scrub::Level::List));
+        let mut pass = async |secs: u64| {
+            for _ in 0..secs {
+                assert_eq!(futures::poll!(running.as_mut()), Poll::Pending);
+                clock::simulated::pass(Duration::from_secs(1));
+            }
+        };
+        assert_eq!(meta.scrubbed_at(bit).unwrap(), None);
+        pass(120).await;
+        let first = meta.scrubbed_at(bit).unwrap().expect("one that never was is due");
+        assert!(!meta.is_placed(bit, ChunkId(1)).unwrap(), "what is missing is sent again");
+        pass(EVERY.as_secs() - 300).await;
+        assert_eq!(meta.scrubbed_at(bit).unwrap(), Some(first), "not before its time");
+        pass(600).await;
+        let second = meta.scrubbed_at(bit).unwrap().unwrap();
+        assert!(second >= first + EVERY.as_secs() as i64, "{first} {second}");
+    }
 }

@@ -1,7 +1,8 @@
 //! Fetching chunks from targets: best source first, failover, verified, one flight per chunk.
 //!
 //! Owns: asking the sources in their order, the bound on chunks in memory, storing what came for later reads.
-//! Does not own: the order and the hedge (`sources`), who asks, what becomes of the bytes (`reader`).
+//! Does not own: the order and the hedge (`sources`), parts of chunks (`part`), who asks, what becomes of the bytes
+//! (`reader`).
 //!
 //! A wrong or missing copy is a finding: the target loses its placement bit, so that the chunk is uploaded there again.
 
@@ -18,10 +19,12 @@ use parking_lot::{Mutex, RwLock};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 
+use super::parts::Parts;
 use super::sources::{Budget, Record};
 use crate::chunk::evict::Evictor;
 use crate::chunk::file::fetched_path;
 use crate::chunk::open::OpenFiles;
+use crate::chunk::outline::Outline;
 use crate::chunk::space::{Admission, Space};
 use crate::clock;
 use crate::id::{ChunkHash, ChunkId, TargetBit};
@@ -30,10 +33,12 @@ use crate::target::{DynTarget, Kind};
 
 /// Chunks in memory on their way to readers at most.
 const FLIGHTS_MAX: usize = 8;
+/// Parts of chunks on their way at most: 32 MiB.
+const PARTS_MAX: usize = 16;
 /// One source has this long for a chunk before the next is asked.
 const SOURCE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A read that no source answers ends in `EIO` after this long.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A target as a source of chunks.
 #[derive(Debug, Clone)]
@@ -69,26 +74,34 @@ pub struct Counters {
     pub failed: AtomicU64,
     /// Second requests beside a slow source.
     pub hedged: AtomicU64,
+    /// Parts of chunks that were fetched by themselves.
+    pub parts: AtomicU64,
+    /// Bytes of them.
+    pub part_bytes: AtomicU64,
+    /// Parts whose bytes did not lead to the name of their chunk, or that a source did not give as asked.
+    pub parts_wrong: AtomicU64,
 }
 
-type Flight = Shared<BoxFuture<'static, Result<Bytes, Errno>>>;
+pub(super) type Flight = Shared<BoxFuture<'static, Result<Bytes, Errno>>>;
 
 /// Fetches chunks.
 pub struct Fetcher {
-    meta: Arc<Meta>,
+    pub(super) meta: Arc<Meta>,
     open_files: Arc<OpenFiles>,
     space: Arc<Space>,
     evictor: Arc<Evictor>,
-    runtime: tokio::runtime::Handle,
+    pub(super) runtime: tokio::runtime::Handle,
     sources: RwLock<Vec<Known>>,
     budget: Mutex<Budget>,
-    flights: Mutex<HashMap<ChunkId, Flight>>,
+    pub(super) flights: Mutex<HashMap<ChunkId, Flight>>,
     permits: Arc<Semaphore>,
-    counters: Counters,
+    pub(super) parts: Mutex<Parts>,
+    pub(super) part_permits: Semaphore,
+    pub(super) counters: Counters,
 }
 
 /// A source and how it did; tasks share the record.
-type Known = (Source, Arc<Mutex<Record>>);
+pub(super) type Known = (Source, Arc<Mutex<Record>>);
 
 impl Fetcher {
     /// A fetcher without sources.
@@ -109,6 +122,8 @@ impl Fetcher {
             budget: Mutex::default(),
             flights: Mutex::default(),
             permits: Arc::new(Semaphore::new(FLIGHTS_MAX)),
+            parts: Mutex::default(),
+            part_permits: Semaphore::new(PARTS_MAX),
             counters: Counters::default(),
         })
     }
@@ -135,6 +150,7 @@ impl Fetcher {
 
     /// Returns the verified bytes of a chunk. All who want the same chunk share one flight.
     pub fn fetch(self: &Arc<Self>, wanted: Wanted) -> Flight {
+        self.parts.lock().comes_whole(wanted.chunk);
         let mut flights = self.flights.lock();
         flights
             .entry(wanted.chunk)
@@ -155,29 +171,33 @@ impl Fetcher {
     }
 
     async fn fly(self: Arc<Self>, wanted: Wanted) -> Result<Bytes, Errno> {
-        let result = match clock::timeout(DEADLINE, self.ask_sources(&wanted)).await {
+        let answer = match clock::timeout(DEADLINE, self.ask_sources(&wanted)).await {
             Ok(result) => result,
             Err(_) => {
                 tracing::warn!(chunk = %wanted.hash, "no target gave the chunk in time");
                 Err(Errno::IO)
             }
         };
-        match &result {
-            Ok(bytes) => {
-                let (fetcher, bytes) = (self.clone(), bytes.clone());
+        match answer {
+            Ok((bytes, outline)) => {
+                let (fetcher, stored) = (self.clone(), bytes.clone());
                 // Readers have their bytes; the flight stays until the file is there, so that nobody fetches twice.
                 crate::aside::detached(&self.runtime, move || {
-                    fetcher.store(&wanted, &bytes);
+                    fetcher.store(&wanted, &stored);
+                    fetcher.keep_outline(&wanted, outline);
                     fetcher.flights.lock().remove(&wanted.chunk);
                 });
+                Ok(bytes)
             }
-            Err(_) => drop(self.flights.lock().remove(&wanted.chunk)),
+            Err(errno) => {
+                self.flights.lock().remove(&wanted.chunk);
+                Err(errno)
+            }
         }
-        result
     }
 
     /// Asks one source after the other; a second one beside a slow one. The first right answer wins.
-    async fn ask_sources(&self, wanted: &Wanted) -> Result<Bytes, Errno> {
+    async fn ask_sources(&self, wanted: &Wanted) -> Result<(Bytes, Option<Outline>), Errno> {
         let Ok(_permit) = self.permits.acquire().await else { return Err(Errno::IO) };
         let mut order = self.order(wanted.placed).into_iter().peekable();
         let mut asked = FuturesUnordered::new();
@@ -197,8 +217,8 @@ impl Fetcher {
             let hedge = hedge_after.filter(|_| second && asked.len() == 1);
             tokio::select! {
                 biased;
-                Some(answer) = asked.next() => if let Some(bytes) = answer {
-                    return Ok(bytes);
+                Some(answer) = asked.next() => if let Some(right) = answer {
+                    return Ok(right);
                 },
                 () = clock::sleep(hedge.unwrap_or_default()), if hedge.is_some() => {
                     hedge_after = None;
@@ -212,18 +232,22 @@ impl Fetcher {
     }
 
     /// Asks one source. What it did wrong is noted.
-    async fn ask(&self, (source, record): Known, wanted: &Wanted) -> Option<Bytes> {
+    async fn ask(&self, (source, record): Known, wanted: &Wanted) -> Option<(Bytes, Option<Outline>)> {
         let started = clock::instant();
         let key = crate::format::key::chunk(wanted.hash);
         let answer = clock::timeout(SOURCE_TIMEOUT, source.target.get(&key, wanted.length)).await;
         let problem = match answer {
-            Ok(Ok(bytes)) if bytes.len() as u64 == wanted.length && ChunkHash::of(&bytes) == wanted.hash => {
-                record.lock().succeeded(clock::instant().since(started));
-                self.counters.fetched_chunks.fetch_add(1, Ordering::Relaxed);
-                self.counters.fetched_bytes.fetch_add(wanted.length, Ordering::Relaxed);
-                return Some(bytes);
+            Ok(Ok(bytes)) => {
+                let took = clock::instant().since(started);
+                let (hash, outline) = Outline::of(&bytes);
+                if bytes.len() as u64 == wanted.length && hash == wanted.hash {
+                    record.lock().succeeded(took);
+                    self.counters.fetched_chunks.fetch_add(1, Ordering::Relaxed);
+                    self.counters.fetched_bytes.fetch_add(wanted.length, Ordering::Relaxed);
+                    return Some((bytes, outline));
+                }
+                Problem::Wrong
             }
-            Ok(Ok(_)) => Problem::Wrong,
             Ok(Err(error)) if error.kind == Kind::NotFound => Problem::Absent,
             Ok(Err(error)) if error.kind == Kind::Invalid => Problem::Wrong,
             Ok(Err(error)) => Problem::Failed(error.to_string()),
@@ -234,7 +258,7 @@ impl Fetcher {
     }
 
     /// Sources in the order to ask.
-    fn order(&self, placed: u64) -> Vec<Known> {
+    pub(super) fn order(&self, placed: u64) -> Vec<Known> {
         let mut sources = self.sources.read().clone();
         let now = clock::instant();
         sources.sort_by_cached_key(|(source, record)| {
@@ -358,6 +382,56 @@ mod tests {
         hold(&quick, &wanted, &bytes).await;
         assert_eq!(quick.fetch(wanted).await.unwrap(), bytes);
         assert_eq!(quick.counters().hedged.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn all_who_want_a_chunk_at_once_share_one_flight() {
+        let (_dir, fetcher, wanted, bytes) = fetcher(Fault::None);
+        hold(&fetcher, &wanted, &bytes).await;
+        // One thread: none of them flies before all are wanted.
+        let flights: Vec<Flight> = (0..50).map(|_| fetcher.fetch(wanted)).collect();
+        for read in futures::future::join_all(flights).await {
+            assert_eq!(read.unwrap(), bytes);
+        }
+        assert_eq!(fetcher.counters().fetched_chunks.load(Ordering::Relaxed), 1);
+    }
+
+    /// However many sources there are and however they hang, and although each may take its time.
+    #[tokio::test]
+    async fn a_read_that_no_source_answers_is_an_error_in_time_and_the_next_one_finds_them_back() {
+        use std::sync::atomic::AtomicBool;
+        let (_dir, fetcher, wanted, bytes) = fetcher(Fault::None);
+        let away = Arc::new(AtomicBool::new(false));
+        let source = |bit: u8| {
+            let away = away.clone();
+            let on_get = move |call: Call<'_>| {
+                if call.operation == "get" && away.load(Ordering::Relaxed) { Fault::Hang } else { Fault::None }
+            };
+            let target = Arc::new(FaultyTarget::new(Arc::new(MemoryTarget::new()), on_get));
+            Source { bit: TargetBit::new(bit).unwrap(), name: bit.to_string(), target, priority: bit.into() }
+        };
+        fetcher.set_sources((0..5).map(source).collect());
+        hold(&fetcher, &wanted, &bytes).await;
+        away.store(true, Ordering::Relaxed);
+        let time = clock::simulated::begin();
+        let before = clock::instant();
+        let mut flight = std::pin::pin!(fetcher.fetch(Wanted { placed: 0b11111, ..wanted }));
+        let read = loop {
+            match futures::poll!(flight.as_mut()) {
+                std::task::Poll::Ready(read) => break read,
+                std::task::Poll::Pending => {
+                    tokio::task::yield_now().await;
+                    clock::simulated::pass(Duration::from_millis(250));
+                }
+            }
+        };
+        let took = clock::instant().since(before);
+        drop(time);
+        assert_eq!(read, Err(Errno::IO));
+        assert!(took <= DEADLINE + Duration::from_secs(1), "{took:?}");
+        assert!(took >= SOURCE_TIMEOUT, "each was given its time: {took:?}");
+        away.store(false, Ordering::Relaxed);
+        assert_eq!(fetcher.fetch(wanted).await.unwrap(), bytes);
     }
 
     #[tokio::test(flavor = "multi_thread")]

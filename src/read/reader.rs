@@ -146,15 +146,26 @@ impl Reader {
     }
 
     fn pend(&self, ino: InodeId, range: Range<u64>, mut buffer: Vec<u8>, missing: Vec<Piece>) -> Outcome {
-        let flights: Vec<_> = missing.into_iter().map(|piece| (self.fetcher.fetch(wanted(&piece)), piece)).collect();
         let read = range.start..range.start + buffer.len() as u64;
         let ahead = self.ahead.lock().note(ino, read, self.chunk_size);
+        // Who begins at the beginning will want the rest.
+        let random = ahead.is_empty() && range.start > 0;
+        let flights: Vec<_> = missing
+            .into_iter()
+            .map(|piece| {
+                let part = piece.chunk_offset..piece.chunk_offset + (piece.range.end - piece.range.start);
+                let flight = match random {
+                    true => self.fetcher.part(wanted(&piece), part),
+                    false => self.fetcher.within(wanted(&piece), part),
+                };
+                (flight, piece.range)
+            })
+            .collect();
         self.fetch_ahead(ino, ahead);
         Outcome::Pending(Box::pin(async move {
-            for (flight, piece) in flights {
-                let bytes = flight.await?;
-                let from = &bytes[piece.chunk_offset as usize..][..(piece.range.end - piece.range.start) as usize];
-                buffer[(piece.range.start - range.start) as usize..][..from.len()].copy_from_slice(from);
+            for (flight, place) in flights {
+                let from = flight.await?;
+                buffer[(place.start - range.start) as usize..][..from.len()].copy_from_slice(&from);
             }
             Ok(buffer)
         }))

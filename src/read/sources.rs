@@ -33,11 +33,18 @@ pub(super) struct Record {
     next: usize,
     failures: u32,
     suspect_until: Instant,
+    whole_until: Instant,
 }
 
 impl Default for Record {
     fn default() -> Record {
-        Record { latencies: Vec::new(), next: 0, failures: 0, suspect_until: Instant::START }
+        Record {
+            latencies: Vec::new(),
+            next: 0,
+            failures: 0,
+            suspect_until: Instant::START,
+            whole_until: Instant::START,
+        }
     }
 }
 
@@ -58,6 +65,16 @@ impl Record {
         let pause = SUSPECT.saturating_mul(1 << self.failures.min(16)).min(SUSPECT_MAX);
         self.failures = self.failures.saturating_add(1);
         self.suspect_until = now + pause;
+    }
+
+    /// It gave a part that was not what was asked for: it, or this copy, is asked for whole chunks only for a while.
+    pub(super) fn gave_a_wrong_part(&mut self, now: Instant) {
+        self.whole_until = now + SUSPECT_MAX;
+    }
+
+    /// Whether it may be asked for a part.
+    pub(super) fn gives_parts(&self, now: Instant) -> bool {
+        now >= self.whole_until && now >= self.suspect_until
     }
 
     /// How long to wait for this source before another is asked as well.

@@ -436,4 +436,63 @@ mod tests {
             assert!(!meta.is_placed(bit, ChunkId(id)).unwrap(), "should a file refer to it, it is put again");
         }
     }
+
+    #[tokio::test]
+    async fn a_pass_that_was_cut_off_goes_on_with_the_next_page_and_counts_all() {
+        use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+        use crate::target::{Class, Existing, Target};
+        use crate::testing::faulty::{Call, Fault, FaultyTarget};
+
+        const CHUNKS: usize = PAGE + 200;
+        let (dir, meta) = store();
+        meta.register_targets(&[Configured { name: "a".into(), uri: "memory://a".into(), id: None }]).unwrap();
+        meta.begin_mount(Epoch(0), "boot").unwrap();
+        let bit = TargetBit::new(0).unwrap();
+        let memory = Arc::new(MemoryTarget::new());
+        let chunks: Vec<Vec<u8>> = (0..CHUNKS).map(|n| n.to_le_bytes().to_vec()).collect();
+        for bytes in &chunks {
+            memory.put(&key::chunk(ChunkHash::of(bytes)), bytes.clone().into(), Existing::Refuse).await.unwrap();
+        }
+        meta.write(|tx| {
+            let insert =
+                "INSERT INTO chunk (hash, length, bytes_referenced, placed, incomplete) VALUES (?1, 8, 8, 1, 0)";
+            for bytes in &chunks {
+                tx.conn().prepare_cached(insert)?.execute([ChunkHash::of(bytes)])?;
+            }
+            tx.recount_tally(bit)
+        })
+        .unwrap();
+        let meta = Arc::new(meta);
+        let (away, reads) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
+        let (listings, counted) = (away.clone(), reads.clone());
+        let target = Arc::new(FaultyTarget::new(memory, move |call: Call<'_>| {
+            match call.operation {
+                "get" => drop(counted.fetch_add(1, Ordering::Relaxed)),
+                // It goes away when one page was read.
+                "list" if listings.load(Ordering::Relaxed) && counted.load(Ordering::Relaxed) > 0 => {
+                    return Fault::Refuse(Kind::Unreachable, Class::Temporary);
+                }
+                _ => {}
+            }
+            Fault::None
+        }));
+        let pass = || Pass {
+            meta: meta.clone(),
+            files: ChunkFiles::new(dir.path()).unwrap(),
+            bit,
+            source: restore::Source { target: target.clone(), name: "a".into(), uri: String::new() },
+            level: Level::Deep,
+            repair: false,
+            limit: Limit::new(Rate::Unlimited),
+        };
+        let cut_off = pass().run_on_chunks().await.unwrap();
+        assert_eq!((cut_off.verified, cut_off.unverifiable, cut_off.resumed), (PAGE as u64, 1, false));
+        away.store(false, Ordering::Relaxed);
+        let report = pass().run_on_chunks().await.unwrap();
+        assert_eq!((report.verified, report.unverifiable, report.bad), (CHUNKS as u64, 0, 0));
+        assert!(report.resumed);
+        assert_eq!(reads.load(Ordering::Relaxed), CHUNKS as u64, "nothing was read twice");
+        assert!(!pass().run_on_chunks().await.unwrap().resumed, "one that came to its end begins anew");
+    }
 }

@@ -9,6 +9,7 @@
 //! - Contexts of OpenDAL's errors hold URLs, which may be signed: only messages and sources are passed on.
 
 use std::error::Error as StdError;
+use std::io::ErrorKind as io;
 
 use opendal::ErrorKind;
 
@@ -65,8 +66,11 @@ fn meaning(call: Call<'_>, error: &opendal::Error, notes: &Notes) -> (Kind, Clas
     if let Some(found) = by_source(call, error) {
         return found;
     }
-    // Names that stores give their refusals: clearer than the status, which differs among them.
     let says = |names: &[&str]| names.iter().any(|name| error.message().contains(name));
+    if says(&["connection request: timeout"]) {
+        return (Kind::Unreachable, Class::Temporary);
+    }
+    // Names that stores give their refusals: clearer than the status, which differs among them.
     if says(&["NoSuchBucket", "ContainerNotFound", "bucket does not exist", "NoSuchContainer"]) {
         return (Kind::PlaceMissing, Class::Rejected);
     }
@@ -83,8 +87,9 @@ fn meaning(call: Call<'_>, error: &opendal::Error, notes: &Notes) -> (Kind, Clas
     if says(&["the answer is longer than"]) {
         return (Kind::Invalid, call.unknown_fate());
     }
-    if says(&["reader got too"]) {
-        // The answer is whole, but not what was asked for: the object is shorter, or the store ignores ranges.
+    if says(&["reader got too", "content range is invalid"]) {
+        // The answer is whole, but not what was asked for: the object is shorter, or the store ignores ranges. (Azurite
+        // answers a range that begins at the end with one that ends before it begins.)
         return (Kind::Invalid, Class::Rejected);
     }
     match error.kind() {
@@ -118,7 +123,19 @@ fn by_source(call: Call<'_>, error: &opendal::Error) -> Option<(Kind, Class)> {
             let class = if cause.is_connect() { Class::Temporary } else { call.unknown_fate() };
             unreachable = Some((Kind::Unreachable, class));
         }
-        if let Some(errno) = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
+        let io = cause.downcast_ref::<std::io::Error>();
+        // Without a number it is what another program said in words: ssh.
+        match io.filter(|io| io.raw_os_error().is_none()).map(std::io::Error::kind) {
+            Some(io::PermissionDenied) => return Some((Kind::Denied, Class::Rejected)),
+            Some(io::ConnectionRefused | io::HostUnreachable | io::NetworkUnreachable) => {
+                return Some((Kind::Unreachable, Class::Temporary));
+            }
+            Some(io::ConnectionReset | io::ConnectionAborted | io::NotConnected | io::TimedOut | io::BrokenPipe) => {
+                unreachable = unreachable.or(Some((Kind::Unreachable, call.unknown_fate())));
+            }
+            _ => {}
+        }
+        if let Some(errno) = io.and_then(std::io::Error::raw_os_error) {
             match errno {
                 libc::ENOSPC | libc::EDQUOT => return Some((Kind::Full, Class::Temporary)),
                 libc::EACCES | libc::EPERM | libc::EROFS => return Some((Kind::Denied, Class::Rejected)),
@@ -252,6 +269,19 @@ mod tests {
         let source = std::io::Error::from_raw_os_error(libc::ECONNREFUSED);
         let error = unexpected("send http request").set_temporary().set_source(source);
         assert_eq!(meaning(PUT, &error, &Notes::default()), (Kind::Unreachable, Class::Temporary));
+    }
+
+    /// SFTP goes through `ssh`, which tells what is wrong in words.
+    #[test]
+    fn what_ssh_says_in_words_is_understood() {
+        let said = |kind| unexpected("ssh error").set_source(std::io::Error::new(kind, "words"));
+        let of = |kind| meaning(PUT, &said(kind), &Notes::default());
+        assert_eq!(of(io::PermissionDenied), (Kind::Denied, Class::Rejected));
+        assert_eq!(of(io::ConnectionRefused), (Kind::Unreachable, Class::Temporary));
+        assert_eq!(of(io::TimedOut), (Kind::Unreachable, Class::Ambiguous));
+        assert_eq!(of(io::Other), (Kind::Failed, Class::Ambiguous));
+        let waited = unexpected("connection request: timeout").set_temporary();
+        assert_eq!(meaning(PUT, &waited, &Notes::default()), (Kind::Unreachable, Class::Temporary));
     }
 
     #[test]

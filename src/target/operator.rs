@@ -5,20 +5,23 @@
 //!
 //! - One object, one `PUT`: OpenDAL sends a body written at once in a single request, its parts as they lie in memory.
 //! - *Confirmed* = the store answered with the checksum that we sent, or a `stat` has the length.
+//! - Where a body that breaks off would stay under its name, it is written aside and moved ([`aside`]).
 //! - `Existing::Refuse` asks the store to refuse only if it was seen to do so (T8); otherwise it looks first, which two
 //!   writers at the same moment can pass. `abilities` says so.
 
 use std::collections::{BTreeSet, BinaryHeap};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{FutureExt, TryStreamExt};
 use opendal::{Buffer, EntryMode, Operator};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::classify::{Call, classify};
+use super::pace::Pacer;
 use super::transport::{DOCUMENT_MAX, Notes, noting};
 use super::{Abilities, Body, Class, Existing, Kind, Listed, PATIENCE, Page, Result, Target, pace, probe};
 
@@ -37,7 +40,18 @@ pub struct OperatorTarget {
     ahead_secs: AtomicI64,
     /// Where objects lie in collections: those that were made or found, at most [`COLLECTIONS_MAX`].
     collections: Option<tokio::sync::Mutex<BTreeSet<String>>>,
+    /// Of bodies that do not go over HTTP, where the transport paces them.
+    pacer: Option<Pacer>,
+    /// Calls at a time where each needs a connection of its own that takes a program to make: `ssh`.
+    sessions: Option<Semaphore>,
+    /// Drawn anew by each process: names aside are its own.
+    process: u64,
+    /// Something was put.
+    wrote: AtomicBool,
 }
+
+/// Sessions with one server: the library gives up after 10 s, and so many made at once take a slow machine a few of them.
+const SESSIONS: usize = 4;
 
 /// Collections that are remembered.
 const COLLECTIONS_MAX: usize = 4096;
@@ -55,14 +69,30 @@ impl std::fmt::Debug for OperatorTarget {
 impl OperatorTarget {
     /// Takes an operator without layers that retry.
     pub(super) fn new(operator: Operator) -> OperatorTarget {
-        let has_collections = matches!(operator.info().scheme(), "webdav" | "sftp");
+        let is_sftp = operator.info().scheme() == "sftp";
+        let has_collections = is_sftp || operator.info().scheme() == "webdav";
         OperatorTarget {
             operator,
             abilities: OnceCell::new(),
             patience: PATIENCE,
             ahead_secs: AtomicI64::new(NO_DATE),
             collections: has_collections.then(tokio::sync::Mutex::default),
+            pacer: None,
+            sessions: is_sftp.then(|| Semaphore::new(SESSIONS)),
+            process: crate::chance::u64(),
+            wrote: AtomicBool::new(false),
         }
+    }
+
+    /// The same, which sends bodies as `pacer` lets it where no HTTP transport does.
+    pub(super) fn paced(self, pacer: Pacer) -> OperatorTarget {
+        let pacer = (self.operator.info().scheme() == "sftp").then_some(pacer);
+        OperatorTarget { pacer, ..self }
+    }
+
+    /// Whether a body that breaks off might stay under its name.
+    fn is_torn_easily(&self) -> bool {
+        self.collections.is_some() && self.operator.info().capability().rename
     }
 
     /// Makes a call that moves `bytes`, in time.
@@ -72,12 +102,21 @@ impl OperatorTarget {
         bytes: u64,
         future: impl Future<Output = opendal::Result<T>>,
     ) -> Result<(T, Notes)> {
+        // Waiting for one another is no fault of the store.
+        let _session = match &self.sessions {
+            Some(sessions) => sessions.acquire().await.ok(),
+            None => None,
+        };
         let deadline = super::deadline(self.patience, bytes);
         let answer_max = match call.operation {
             "get" => bytes.saturating_add(DOCUMENT_MAX),
             "list" => LISTING_MAX,
             _ => DOCUMENT_MAX,
         };
+        // Some services unwrap what a server says: that is an error of this call, not the end of its task.
+        let unwound =
+            |_| Err(opendal::Error::new(opendal::ErrorKind::Unexpected, "the answer could not be understood"));
+        let future = AssertUnwindSafe(future).catch_unwind().map(|answer| answer.unwrap_or_else(unwound));
         let (result, notes) = noting(answer_max, pace::within(deadline, future)).await;
         if let Some(ahead) = notes.ahead_secs {
             self.ahead_secs.store(ahead, Ordering::Relaxed);
@@ -123,9 +162,15 @@ impl OperatorTarget {
         Ok(())
     }
 
-    /// True if OpenDAL knows how to ask this kind of store for a create-only put.
+    async fn forget_collections(&self) {
+        if let Some(collections) = &self.collections {
+            collections.lock().await.clear();
+        }
+    }
+
+    /// True if this kind of store can be asked for a create-only put.
     pub(super) fn can_ask_create_only(&self) -> bool {
-        self.operator.info().capability().write_with_if_not_exists
+        !self.is_torn_easily() && self.operator.info().capability().write_with_if_not_exists
     }
 
     /// Reads from `offset` to `end`, or to the end of the object; more than `length_max` bytes are an error.
@@ -158,6 +203,9 @@ impl OperatorTarget {
 impl Target for OperatorTarget {
     async fn put(&self, key: &str, body: Body, existing: Existing) -> Result<()> {
         let call = Call { operation: "put", key };
+        if self.is_torn_easily() {
+            return self.put_aside(key, &body, existing).await;
+        }
         let create_only = existing == Existing::Refuse;
         let asked = create_only && self.abilities().await?.create_only;
         if create_only && !asked && self.stat(key).await?.is_some() {
@@ -321,5 +369,8 @@ fn page(mut found: Vec<Listed>) -> Page {
     Page { objects: found, next }
 }
 
+mod aside;
+#[cfg(test)]
+mod aside_tests;
 #[cfg(test)]
 mod tests;

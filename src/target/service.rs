@@ -136,12 +136,12 @@ impl Service {
             retry_after: None,
         };
         opendal::init_default_registry();
-        let context = transport::context(pacer).map_err(|error| wrong(format!("no HTTP client: {error}")))?;
+        let context = transport::context(pacer.clone()).map_err(|error| wrong(format!("no HTTP client: {error}")))?;
         // The message only: contexts name options with their values.
         let operator = Operator::via_iter(self.scheme, self.with_defaults(options))
             .map_err(|error| wrong(error.message().to_owned()))?
             .with_context(context);
-        Ok(Arc::new(OperatorTarget::new(operator)))
+        Ok(Arc::new(OperatorTarget::new(operator).paced(pacer)))
     }
 
     fn with_defaults(&self, options: &Options) -> HashMap<String, String> {

@@ -304,8 +304,8 @@ impl Committer {
         }
         ended.extend(outcome.committed.iter().chain(&outcome.discarded));
         ended.extend(dead.iter().map(|ready| ready.job.frozen.id));
-        for id in outcome.committed {
-            let index = index_of[&id];
+        for id in &outcome.committed {
+            let index = index_of[id];
             self.files.settle(&live[index].job, End::Committed, outcome.files[index]);
             if outcome.files[index].is_none() {
                 // No chunk lies in it. After the layer: a reader that finds no file plans again, without the layer.
@@ -325,7 +325,17 @@ impl Committer {
         for ready in dead {
             self.files.settle(&ready.job, End::Discarded, None);
         }
+        self.keep_outlines(outcome.committed.iter().map(|id| live[index_of[id]]));
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Nothing rests on outlines: one that is missing costs the fetch of a whole chunk.
+    fn keep_outlines<'a>(&self, committed: impl Iterator<Item = &'a Ready>) {
+        let chunks = committed.flat_map(|ready| &ready.sealed.own);
+        let outlines: Vec<_> = chunks.filter_map(|chunk| Some((chunk.hash, chunk.outline.as_ref()?))).collect();
+        if let Err(error) = self.files.meta.keep_outlines(&outlines) {
+            tracing::warn!(%error, "outlines of chunks could not be kept");
+        }
     }
 
     /// Hashes the shared chunks, syncs the files, and describes the batch for its transaction.

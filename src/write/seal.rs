@@ -16,12 +16,16 @@ use rustix::fs::SeekFrom;
 
 use super::session::Frozen;
 use crate::chunk::layout::{self, Cut};
+use crate::chunk::outline::{self, Outline};
 use crate::id::ChunkHash;
 
 /// CRC32C (Castagnoli), as S3 and the location rows have it.
 pub fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
+
+/// Outlines of one session at most: 4 MiB of memory. Later chunks of a huge file get theirs when they are fetched.
+const OUTLINES_MAX: usize = 8192;
 
 /// A chunk whose bytes all lie in this session's file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +35,8 @@ pub struct OwnChunk {
     pub length: u64,
     /// Runs of the file, in the order of the chunk's bytes, with the CRC32C of each.
     pub runs: Vec<(Range<u64>, u32)>,
+    /// By which parts of it can be checked, if it is long.
+    pub outline: Option<Outline>,
 }
 
 /// What sealing found in one session.
@@ -50,7 +56,7 @@ pub struct Sealed {
 pub fn seal(file: &File, frozen: &Frozen, chunk_size: u64) -> io::Result<Sealed> {
     use std::os::unix::fs::MetadataExt;
     let metadata = file.metadata()?;
-    let mut pass = Pass { file, length: metadata.len(), sealed: Sealed::default() };
+    let mut pass = Pass { file, length: metadata.len(), sealed: Sealed::default(), outlines: 0 };
     pass.sealed.allocated = metadata.blocks() * 512;
     if frozen.whole {
         pass.cuts(layout::cut_whole(frozen.size, chunk_size))?;
@@ -72,6 +78,7 @@ struct Pass<'a> {
     /// Of the file; beyond are zeros.
     length: u64,
     sealed: Sealed,
+    outlines: usize,
 }
 
 impl Pass<'_> {
@@ -111,7 +118,7 @@ impl Pass<'_> {
             self.hole(run);
             return Ok(());
         };
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = outline::Hasher::default();
         let mut runs = Vec::new();
         for (part, is_data) in self.parts(&bytes, &run) {
             if is_data {
@@ -124,7 +131,10 @@ impl Pass<'_> {
         }
         if !runs.is_empty() {
             let length = runs.iter().map(|(part, _)| part.end - part.start).sum();
-            self.sealed.own.push(OwnChunk { hash: hasher.finalize().into(), length, runs });
+            let (hash, outline) = hasher.finish();
+            self.outlines += usize::from(outline.is_some());
+            let outline = outline.filter(|_| self.outlines <= OUTLINES_MAX);
+            self.sealed.own.push(OwnChunk { hash, length, runs, outline });
         }
         Ok(())
     }

@@ -119,10 +119,21 @@ fn p1_a_copy_is_written_by_the_kernel_and_a_descriptor_that_outlives_the_daemon_
     assert_restored(&place, &[("f", &adopted)]);
 }
 
+/// Why the mount is served by requests, as `status` says.
+fn why_not(mounted: &Mounted<'_>) -> Option<String> {
+    mounted.status()["filesystem"].get("no_passthrough").map(|why| why.as_str().unwrap().to_owned())
+}
+
 #[test]
 fn without_passthrough_nothing_is_written_once_the_daemon_is_dead() {
     let place = Place::new(&["a"]);
     let mounted = place.mount_with("state", &["-o".as_ref(), "no_passthrough".as_ref()]);
+    assert_eq!(why_not(&mounted), None, "it is as was asked for");
+    // Who reads by requests is to wait for few of them.
+    let device = std::fs::metadata(place.mnt()).unwrap().dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let ahead = std::fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")).unwrap();
+    assert_eq!(ahead.trim(), "2048");
     let mut file = create(&mounted.path("f"));
     file.write_all(b"bytes").unwrap();
     mounted.kill();
@@ -483,6 +494,7 @@ fn p5_a_state_directory_on_overlayfs_is_served_by_requests() {
     let content = noise(40, MIB);
     std::fs::write(mounted.path("f"), &content).unwrap();
     assert!(std::fs::read(mounted.path("f")).unwrap() == content);
+    assert!(why_not(&mounted).is_some(), "status says so too");
     let log = mounted.log();
     mounted.umount();
     program("umount", [merged.as_os_str()]);

@@ -1,11 +1,12 @@
 //! Scrubs: bad copies are found before somebody needs them, and made good again.
 
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::mounted::{Mounted, Place};
-use crate::support::run::shell;
+use crate::support::mounted::{Mounted, Place, wait_for};
+use crate::support::run::{Finished, finish, shell};
 use crate::support::tree::{self, Depth, assert_same, make_awkward, noise};
 
 /// The exit code and the reports, in the order of the targets.
@@ -102,5 +103,64 @@ fn a_target_that_is_away_is_unverifiable_and_no_finding() {
     assert!(unknown.stderr.contains("there is no target \"c\"\nhint: targets are: a, b"), "{}", unknown.stderr);
     let dry = mounted.command("scrub", &["--level", "deep", "--dry-run"]);
     assert!(dry.code == 0 && dry.stderr.contains("a: at most ") && dry.stdout.is_empty(), "{}", dry.stderr);
+    mounted.umount();
+}
+
+/// A program that runs beside others until it is dropped.
+struct Beside(Child);
+
+impl Beside {
+    fn start(command: &mut Command) -> Beside {
+        Beside(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[track_caller]
+fn refused(finished: Finished, code: i32, says: &str) {
+    assert_eq!(finished.code, code, "{}\n{}", finished.stdout, finished.stderr);
+    assert!(finished.stderr.contains(says) && finished.stderr.contains("\nhint: "), "{}", finished.stderr);
+}
+
+#[test]
+fn a_scrub_during_a_restore_runs_beside_it_and_one_of_what_is_being_restored_is_refused() {
+    let place = Place::new(&["a", "b"]);
+    let mounted = filled(&place);
+    // It stands still when all is read, before its state directory is put in place.
+    let reached = place.path("reached");
+    let mut restore = place.tandemfs();
+    restore.env("TANDEMFS_FAILPOINT", format!("restore=stop:{}", reached.display()));
+    restore.args(["restore", "--from", &place.uri("a"), "--state-dir"]).arg(place.path("again"));
+    let restoring = Beside::start(&mut restore);
+    wait_for("the restore is under way", || reached.exists());
+    let (code, reports) = scrub(&mounted, &["--level", "deep", "--repair"]);
+    assert_eq!((code, &reports[0]["bad"], &reports[0]["unverifiable"]), (0, &0.into(), &0.into()), "{reports:#?}");
+    std::fs::create_dir(place.path("mnt2")).unwrap();
+    refused(finish(place.tandemfs().arg("scrub").arg(place.path("mnt2"))), 1, "no TandemFS is mounted");
+    assert!(!place.path("again").exists(), "nothing is there before all of it is");
+    drop(restoring);
+    mounted.umount();
+}
+
+#[test]
+fn a_second_scrub_of_a_target_and_one_that_would_never_end_are_refused() {
+    let place = Place::new(&["a", "b"]);
+    let mounted = filled(&place);
+    refused(mounted.command("scrub", &["--bandwidth", "1KiB"]), 2, "the lowest rate of a scrub is 16 KiB/s");
+    // As slow as can be: it reads for a quarter of an hour.
+    let mut first = place.tandemfs();
+    first.arg("scrub").arg(place.mnt()).args(["--target", "a", "--level", "deep", "--bandwidth", "16KiB"]);
+    let first = Beside::start(&mut first);
+    wait_for("the first one reads", || mounted.command("scrub", &["--target", "a"]).code == 1);
+    refused(mounted.command("scrub", &["--target", "a"]), 1, "is being scrubbed already");
+    assert_eq!(mounted.command("scrub", &["--target", "b"]).code, 0, "the other target is free");
+    drop(first);
+    wait_for("a scrub ends with who asked for it", || mounted.command("scrub", &["--target", "a"]).code == 0);
     mounted.umount();
 }

@@ -7,6 +7,7 @@ mod clouds;
 mod faults;
 mod foreign;
 mod outage;
+mod parts;
 mod secrets;
 mod stage;
 mod table;

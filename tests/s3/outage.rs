@@ -2,6 +2,7 @@
 
 use crate::stage::Stage;
 use crate::support::mounted::wait_for;
+use crate::support::proxy::{Faults, Proxy};
 use crate::support::run::{finish, program};
 use crate::support::s3::S3Server;
 use crate::support::tree::{self, Depth, assert_same, make_awkward, noise};
@@ -59,6 +60,44 @@ fn an_outage_is_invisible_to_writers_and_ends_by_itself() {
     assert_same("restored from the cloud", &before, &tree::read(&mounted.path(""), Depth::Restored));
     mounted.umount();
     drop(server);
+}
+
+/// What is not local and what no target gives is an error in time, and none any more when a target is back.
+#[test]
+fn with_every_target_away_local_files_go_on_and_others_are_eio_until_one_is_back() {
+    let mut stage = Stage::new(&["one", "two"]);
+    let proxy = Proxy::to(stage.server.address());
+    let behind = format!("http://{}", proxy.address);
+    let tables = ["one", "two"]
+        .map(|name| stage.bucket(name, &format!("s3://{name}/p")).replace(&stage.server.endpoint, &behind));
+    let config = stage.configure("config.toml", &tables);
+    let mounted = stage.place.mount();
+    for (index, name) in ["here", "gone"].into_iter().enumerate() {
+        std::fs::write(mounted.path(name), noise(index as u64, 1_500_000)).unwrap();
+    }
+    mounted.umount();
+    let mut restore = stage.place.tandemfs();
+    restore.args(["restore", "--from", "one", "--from", "two", "--config"]).arg(config);
+    let restored = finish(restore.arg("--state-dir").arg(stage.place.path("new")));
+    assert_eq!(restored.code, 0, "{}", restored.stderr);
+    let mounted = stage.place.mount_state("new");
+    assert!(std::fs::read(mounted.path("here")).unwrap() == noise(0, 1_500_000));
+    std::fs::write(mounted.path("written"), noise(2, 1_000_000)).unwrap();
+
+    proxy.set(Faults { refuse: true, ..Faults::default() });
+    assert!(std::fs::read(mounted.path("here")).unwrap() == noise(0, 1_500_000), "what was read before is local");
+    assert!(std::fs::read(mounted.path("written")).unwrap() == noise(2, 1_000_000));
+    std::fs::write(mounted.path("during"), noise(3, 1_000_000)).unwrap();
+    assert!(std::fs::read(mounted.path("during")).unwrap() == noise(3, 1_000_000));
+    let error = std::fs::read(mounted.path("gone")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    proxy.set(Faults::default());
+    // Nobody mounts or opens anything anew: a program that asks again is answered.
+    wait_for("the file can be read again", || {
+        std::fs::read(mounted.path("gone")).is_ok_and(|bytes| bytes == noise(1, 1_500_000))
+    });
+    wait_for("every target is whole", || mounted.status()["safe"] == true);
+    mounted.umount();
 }
 
 #[test]

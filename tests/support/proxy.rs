@@ -50,6 +50,8 @@ struct Shared {
     connections: Mutex<BTreeMap<u64, [TcpStream; 2]>>,
     /// Bytes that went up, or were on their way when their connection was reset.
     sent: AtomicU64,
+    /// Bytes that came down.
+    answered: AtomicU64,
     /// Where the next reset strikes, in bytes that go up; and the state of what draws them.
     next_reset: Mutex<(u64, u64)>,
     /// Until when the path is taken, up and down, where it is narrow.
@@ -69,6 +71,7 @@ impl Proxy {
             ended: AtomicBool::new(false),
             connections: Mutex::default(),
             sent: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
             next_reset: Mutex::new((0, 1)),
             taken: [Instant::now(); 2].map(Mutex::new),
             resets: AtomicU64::new(0),
@@ -107,6 +110,11 @@ impl Proxy {
     /// Bytes that went up so far.
     pub fn sent(&self) -> u64 {
         self.shared.sent.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that came down so far.
+    pub fn answered(&self) -> u64 {
+        self.shared.answered.load(Ordering::SeqCst)
     }
 
     /// Connections that were reset or refused, or whose requests were answered 503.
@@ -212,7 +220,10 @@ impl Shared {
                     reset(&from, &to);
                     break;
                 }
-            } else if spoil(&faults, piece, passed) {
+            } else {
+                self.answered.fetch_add(count as u64, Ordering::SeqCst);
+            }
+            if !up && spoil(&faults, piece, passed) {
                 reset(&from, &to);
                 break;
             }
