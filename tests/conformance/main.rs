@@ -247,18 +247,19 @@ fn a_put_that_breaks_off_leaves_nothing_of_its_body_under_its_key() {
 #[test]
 fn keys_may_hold_what_file_names_may() {
     each(async |store| {
-        // WsgiDAV moves to what stands before a semicolon; no key of ours has one.
-        let marks = if store.collections { "odd/~!$&'()*,=:@" } else { "odd/~!$&'()*,;=:@" };
-        let keys = ["odd/a b", "odd/a+b", "odd/a%20b", "odd/ä€𝄞", marks, "odd/#?x=1", "odd/\"<>^`{|}"];
-        for key in keys {
+        let keys = ["odd/a b", "odd/a+b", "odd/a%20b", "odd/ä€𝄞", "odd/~!$&'()*,=:@", "odd/\"<>^`{|}", "odd/;#?x=1"];
+        // WsgiDAV moves to what stands before such a mark; no key of ours has one.
+        let keys = keys.into_iter().filter(|key| !store.collections || !key.contains([';', '#', '?']));
+        let keys: Vec<&str> = keys.collect();
+        for key in &keys {
             store.target.put(key, Bytes::copy_from_slice(key.as_bytes()).into(), Existing::Refuse).await.unwrap();
         }
-        for key in keys {
-            assert_eq!(store.target.get(key, 100).await.unwrap(), key);
+        for key in &keys {
+            assert_eq!(store.target.get(key, 100).await.unwrap(), *key);
         }
         let listed = store.target.list("odd/", None).await.unwrap().objects;
         let listed: Vec<&str> = listed.iter().map(|object| object.key.as_str()).collect();
-        assert_eq!(listed, BTreeSet::from(keys).into_iter().collect::<Vec<_>>());
+        assert_eq!(listed, keys.into_iter().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>());
     });
 }
 
