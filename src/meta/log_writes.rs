@@ -23,6 +23,10 @@ use super::{Error, Result};
 
 /// The name by which connections ask for this layer.
 const NAME: &CStr = c"tandemfs-log";
+/// SQLite's own access to files of one process alone: what its connections share about the log lies in memory. In a file that is
+/// mapped (`-shm`) it would be at the mercy of the disk: where written blocks get a new place (btrfs), a store into a page that was
+/// written back is SIGBUS as soon as the disk or a quota is full.
+const OWN_NAME: &CStr = c"unix-excl";
 /// Bytes of the header of a frame; its bytes 4–7 are not zero in the last frame of a commit.
 const FRAME_HEADER: usize = 24;
 /// What is gathered at most, but for one page: a large transaction goes out in pieces. SQLite's own write takes less than
@@ -52,7 +56,7 @@ fn register() -> Option<Own> {
     // SAFETY: both calls initialize SQLite if need be. The copy has the methods of the original, all but one of which take
     // nothing from the object they are called on but its sizes, and it is never freed.
     unsafe {
-        let own = ffi::sqlite3_vfs_find(std::ptr::null());
+        let own = ffi::sqlite3_vfs_find(OWN_NAME.as_ptr());
         if own.is_null() {
             return None;
         }

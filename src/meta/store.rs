@@ -4,7 +4,8 @@
 //! Does not own: any table's meaning.
 //!
 //! S8: the database and `-shm` files are never opened here (closing any descriptor of theirs would drop the process's
-//! POSIX locks on them); only `-wal` is, once, and held for life.
+//! POSIX locks on them); only `-wal` is, once, and held for life. While a store is open no other process gets at it, and what
+//! its connections share lies in memory (`log_writes`).
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;

@@ -243,6 +243,15 @@ fn d2_without_inodes_writers_wait_for_eviction_and_then_get_enospc() {
     drop(disk);
 }
 
+/// Says so when it goes, also after a panic.
+struct Ended<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn d2_a_quota_that_is_used_up_is_a_full_disk() {
     const SIZE: usize = 3 << 20;
@@ -252,7 +261,20 @@ fn d2_a_quota_that_is_used_up_is_a_full_disk() {
     write(&mounted.path("before"), b"before").unwrap();
     assert_eq!(mounted.command("flush", &["--timeout", "600"]).code, 0);
     take_targets_away(&place);
-    let files = write_until(&mounted, SIZE, 80, Errno::DQUOT);
+    // Where written blocks get a new place, a page that was written back needs room for the next store into it: a daemon that
+    // maps a file of this disk for writing would die.
+    let disk_of = File::open(&disk.mountpoint).unwrap();
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    let files = std::thread::scope(|scope| {
+        let _ended = Ended(&ended);
+        scope.spawn(|| {
+            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                rustix::fs::syncfs(&disk_of).unwrap();
+            }
+        });
+        write_until(&mounted, SIZE, 80, Errno::DQUOT)
+    });
+    drop(disk_of);
     assert!(files >= 15, "{files} files fit");
     everything_else_goes_on(&mounted, files, SIZE);
     for index in 0..100 {

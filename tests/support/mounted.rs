@@ -209,12 +209,10 @@ fn daemon_of(state: &Path) -> Option<u32> {
     (program == Path::new(env!("CARGO_BIN_EXE_tandemfs")) && !zombie).then_some(pid)
 }
 
-/// True while the journal of a state directory begins with the first record of all: a target that comes then follows from
-/// there. Its daemon drops what every target has, soon after the last of them got it.
+/// True while the journal of a state directory that nobody has mounted begins with the first record of all: a target that
+/// comes next follows from there. A mount drops what every target has, soon after the last of them got it.
 pub fn has_whole_history(state: &Path) -> bool {
-    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-    let database = rusqlite::Connection::open_with_flags(state.join("meta.sqlite"), flags).unwrap();
-    database.busy_timeout(PATIENCE).unwrap();
+    let database = rusqlite::Connection::open(state.join("meta.sqlite")).unwrap();
     database.query_row("SELECT EXISTS (SELECT 1 FROM journal WHERE seq = 1)", [], |row| row.get(0)).unwrap()
 }
 
