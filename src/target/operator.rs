@@ -5,7 +5,7 @@
 //!
 //! - One object, one `PUT`: OpenDAL sends a body written at once in a single request, its parts as they lie in memory.
 //! - *Confirmed* = the store answered with the checksum that we sent, or a `stat` has the length.
-//! - Where a body that breaks off would stay under its name, it is written aside and moved ([`aside`]).
+//! - Where a body that breaks off would stay under its name, it is written aside and moved (`aside`).
 //! - `Existing::Refuse` asks the store to refuse only if it was seen to do so (T8); otherwise it looks first, which two
 //!   writers at the same moment can pass. `abilities` says so.
 
