@@ -115,8 +115,7 @@ impl Files {
         let mut kept = false;
         let result = match copied {
             Ok(Some(length)) => {
-                let _gate = self.gate.read();
-                let _syncing = file.syncing.lock();
+                let _still = self.still(Some(file));
                 let mut state = file.state.write();
                 let is_the_same = state.staged.as_ref().is_some_and(|staged| staged.id == session);
                 if is_the_same && !state.unnamed {

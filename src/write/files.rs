@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::news as watch;
 use crossbeam_channel::{Receiver, Sender};
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use super::births::Births;
 use super::lend::Images;
@@ -136,6 +136,16 @@ impl Files {
     /// The chunk files of the state directory.
     pub fn chunk_files(&self) -> &ChunkFiles {
         self.open_files.files()
+    }
+
+    /// While it is held no rotation cuts, and `syncing` is not synced. The sync comes first: a cut waits for one with the
+    /// gate still open, and whoever waited for it behind the gate would hold that cut, and every writer.
+    pub(super) fn still<'a>(
+        &'a self,
+        syncing: Option<&'a Arc<LiveFile>>,
+    ) -> (Option<MutexGuard<'a, ()>>, RwLockReadGuard<'a, ()>) {
+        let syncing = syncing.map(|file| file.syncing.lock());
+        (syncing, self.gate.read())
     }
 
     /// Whether opens may be passthrough.

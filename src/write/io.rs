@@ -79,8 +79,7 @@ impl Files {
             return Err(rustix::io::Errno::FBIG.into());
         }
         let promised = self.promised(ino);
-        let _syncing = promised.as_ref().map(|file| file.syncing.lock());
-        let _gate = self.gate.read();
+        let _still = self.still(promised.as_ref());
         let file: Result<_> = self.with_live(ino, InodeId::ROOT, |file, state| {
             self.keep_promised(file, state, promised.as_ref())?;
             self.set_size(ino, state, size, time)?;
@@ -146,8 +145,7 @@ impl Files {
             return Err(rustix::io::Errno::FBIG.into());
         }
         let promised = self.promised(ino).filter(|_| matches!(mode, Fallocate::Zero { .. }));
-        let _syncing = promised.as_ref().map(|file| file.syncing.lock());
-        let _gate = self.gate.read();
+        let _still = self.still(promised.as_ref());
         self.with_live(ino, InodeId::ROOT, |file, state| {
             if matches!(mode, Fallocate::Zero { .. }) {
                 self.keep_promised(file, state, promised.as_ref())?;

@@ -3,8 +3,8 @@
 //! Owns: its layers in memory (staged session, frozen ones), how often it is open, size and times newer than the row's.
 //! Does not own: the table of live files and what opens and closes mean (`files`).
 //!
-//! Lock order: `LiveFile::syncing` → `LiveFile::state` → the metadata writer. The table of live files is never locked
-//! while one of these is waited for; it may be locked before them.
+//! Lock order: `LiveFile::syncing` → `Files::gate` → `LiveFile::state` → the metadata writer. The table of live files is
+//! never locked while one of these is waited for; it may be locked before them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -18,7 +18,7 @@ fn flock_and_record_locks_exclude_others() {
     let mounted = place.mount();
     shell(
         &place.mnt(),
-        "exec 3> lock; flock -n 3; ! flock -n lock true; flock -u 3; flock -n lock true
+        "exec 3> lock; flock -n 3; if flock -n lock true; then exit 9; fi; flock -u 3; flock -n lock true
          echo 0 > counter
          add() { for i in $(seq 25); do flock lock sh -c 'n=$(cat counter); echo $((n + 1)) > counter'; done; }
          add & add & add & wait; test $(cat counter) = 75

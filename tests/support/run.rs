@@ -53,7 +53,8 @@ pub fn program<I: AsRef<OsStr>>(name: &str, arguments: impl IntoIterator<Item = 
     succeed(Command::new(name).args(arguments).stdin(Stdio::null()))
 }
 
-/// Runs a line of shell in `directory`; it must succeed.
+/// Runs a line of shell in `directory`; each of its commands must succeed. (A negated one that succeeds does not end it:
+/// `if command; then exit 9; fi`.)
 pub fn shell(directory: &std::path::Path, line: &str) -> String {
     succeed(Command::new("bash").args(["-euo", "pipefail", "-c", line]).current_dir(directory).stdin(Stdio::null()))
 }
