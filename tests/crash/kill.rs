@@ -119,7 +119,9 @@ impl Killed {
 fn what_was_closed_survives_kill_9_wherever_it_strikes() {
     let kills = setting("TANDEMFS_KILLS", 4);
     let random = Random(seed("kills"));
-    let rig = Rig::new(&["a", "b"]);
+    let mut rig = Rig::new(&["a", "b"]);
+    // What a workload of a second leaves is rewritten at once, and while it goes on: a kill strikes in the middle of that, too.
+    rig.settings = "[compaction]\nquiet = \"1s\"\nmin_garbage = \"64 KiB\"\nlag_max = \"1 GiB\"".into();
     let mut killed = Killed { rig, random, start: Found::new(), past: Past::default(), rounds: 0, cuts: 0 };
     // Each place once. One that was not passed in its round comes again: a recovery needs something to recover.
     let mut waiting: std::collections::VecDeque<Point> = EVERYDAY.iter().copied().collect();

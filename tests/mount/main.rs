@@ -5,6 +5,7 @@ mod support;
 
 mod ack;
 mod adopted;
+mod bandwidth;
 mod cache;
 mod clocks;
 mod compaction;

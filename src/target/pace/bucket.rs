@@ -32,9 +32,11 @@ impl Bucket {
         Bucket { rate, spent_until: Instant::START }
     }
 
-    /// Changes the rate of what is reserved from now on. What waits already keeps its turn.
-    pub(super) fn set_rate(&mut self, rate: Rate) {
+    /// Changes the rate. What waits has no turn any more and must reserve again; what went is paid for, but for its last
+    /// bytes.
+    pub(super) fn set_rate(&mut self, rate: Rate, now: Instant) {
         self.rate = rate;
+        self.spent_until = self.spent_until.min(now);
     }
 
     pub(super) fn rate(&self) -> Rate {
@@ -89,11 +91,14 @@ mod tests {
         let now = Instant::START + Duration::from_secs(10);
         let mut bucket = Bucket::new(Rate::Closed);
         assert_eq!(bucket.reserve(1, now), Turn::Closed);
-        bucket.set_rate(Rate::Unlimited);
+        bucket.set_rate(Rate::Unlimited, now);
         assert_eq!(bucket.reserve(u64::MAX, now), Turn::After(Duration::ZERO));
-        bucket.set_rate(rate(1 << 20));
+        bucket.set_rate(rate(1 << 20), now);
         assert_eq!(bucket.reserve(1 << 20, now), Turn::After(Duration::ZERO), "unlimited bytes are not paid for later");
         assert_eq!(bucket.reserve(1, now), Turn::After(Duration::from_millis(750)));
+        bucket.set_rate(rate(2 << 20), now);
+        assert_eq!(bucket.reserve(1 << 20, now), Turn::After(Duration::ZERO), "who waited reserves anew");
+        assert_eq!(bucket.reserve(1, now), Turn::After(Duration::from_millis(500)));
     }
 
     proptest! {

@@ -43,11 +43,11 @@ impl Limit {
         Arc::new(Limit { bucket: Mutex::new(Bucket::new(rate)), changed: Notify::new() })
     }
 
-    /// Changes the rate.
+    /// Changes the rate, for what waits already, too.
     pub fn set(&self, rate: Rate) {
         let mut bucket = self.bucket.lock();
         if bucket.rate() != rate {
-            bucket.set_rate(rate);
+            bucket.set_rate(rate, clock::instant());
             drop(bucket);
             self.changed.notify_waiters();
         }
@@ -66,7 +66,11 @@ impl Limit {
             let turn = self.bucket.lock().reserve(bytes, clock::instant());
             match turn {
                 Turn::After(Duration::ZERO) => return,
-                Turn::After(wait) => return clock::sleep(wait).await,
+                Turn::After(wait) => tokio::select! {
+                    () = clock::sleep(wait) => return,
+                    // At a slow rate a frame waits for seconds, and several one after the other.
+                    () = changed => {}
+                },
                 Turn::Closed => changed.await,
             }
         }
@@ -235,6 +239,26 @@ mod tests {
         within(Duration::from_millis(20), within(Duration::from_millis(10), put)).await.unwrap().unwrap();
         opener.await.unwrap();
         assert_eq!(pacer.sent_bytes(), 1 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_changed_limit_holds_for_those_who_wait_already() {
+        let limit = Limit::new(rate(16 << 10));
+        limit.turn(16 << 10).await;
+        // Each would wait for an hour behind the one before.
+        let waiting: Vec<_> = (0..4)
+            .map(|_| {
+                let limit = limit.clone();
+                tokio::spawn(async move { limit.turn(64 << 20).await })
+            })
+            .collect();
+        while limit.bucket.lock().busy(clock::instant()) < Duration::from_secs(3600) {
+            tokio::task::yield_now().await;
+        }
+        limit.set(Rate::Unlimited);
+        for one in waiting {
+            tokio::time::timeout(Duration::from_secs(60), one).await.expect("it goes at once").unwrap();
+        }
     }
 
     #[tokio::test]
