@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use crate::busy;
 use crate::calls::{self, Errno, Gave, c, call};
-use crate::support::mounted::Place;
+use crate::support::mounted::{Mounted, Place};
+use crate::support::run::skipped;
 use crate::support::tree::{self, Depth, assert_same, noise};
 
 const CALLS: u64 = 6_000;
@@ -113,6 +114,10 @@ fn invent(dice: &mut Dice) -> Call {
                 (5, libc::O_NOFOLLOW),
             ] {
                 flags |= if dice.chance(percent) { flag } else { 0 };
+            }
+            if dice.chance(15) {
+                // What `cp` and `>` do, and gets passthrough (P1).
+                flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
             }
             Call::Open { slot, path: dice.path(), flags, mode: dice.of(&[0o644, 0o600, 0o4755, 0o2770, 0o666]) }
         }
@@ -415,27 +420,46 @@ fn read(root: &Path) -> tree::Tree {
     tree::read(root, Depth::Copied).into_iter().map(|(path, old)| (path, line(old))).collect()
 }
 
+const OPTIONS: &str = "allow_other,suid,dev";
+
+/// With room to spare, what is created is passthrough, and so is who opens it meanwhile: handles of every kind are mixed.
 #[test]
-fn the_mount_and_a_plain_directory_give_the_same_answers() {
-    check("allow_other,suid,dev", [1, 2, 3]);
+fn p1_p2_the_mount_and_a_plain_directory_give_the_same_answers() {
+    let place = busy::roomy_place();
+    check(&place, OPTIONS, &[1, 2], |mounted| {
+        let why_not = mounted.status()["filesystem"].get("no_passthrough").cloned();
+        if let Some(why) = why_not {
+            return skipped(&format!("no passthrough: {why}"));
+        }
+        let path = mounted.path("created");
+        let created = std::fs::File::create(&path).unwrap();
+        assert!(busy::writes_unseen(&place, &path));
+        drop(created);
+        std::fs::remove_file(path).unwrap();
+    });
+}
+
+/// In a tiny cache only what is sealed is passthrough, for reading.
+#[test]
+fn they_do_so_in_a_tiny_cache_too() {
+    check(&busy::place(), OPTIONS, &[3], |_| ());
 }
 
 #[test]
 fn they_do_so_without_passthrough_too() {
-    check("allow_other,suid,dev,no_passthrough", [4, 5, 6]);
+    check(&busy::place(), &format!("{OPTIONS},no_passthrough"), &[4, 5, 6], |_| ());
 }
 
-fn check(options: &str, seeds: [u64; 3]) {
-    let place = busy::place();
+fn check(place: &Place, options: &str, seeds: &[u64], prove: impl Fn(&Mounted<'_>)) {
     std::fs::create_dir(place.path("plain")).unwrap();
     // SAFETY: umask(2) takes a number. The modes of both twins' files are those that the calls say.
     unsafe { libc::umask(0o022) };
     let options: [&std::ffi::OsStr; 2] = ["-o".as_ref(), options.as_ref()];
     let mounted = place.mount_with("state", &options);
+    prove(&mounted);
     let other: u64 = std::env::var("TANDEMFS_SEED").map_or(0, |seed| seed.parse().unwrap());
     std::thread::scope(|scope| {
-        for seed in seeds.map(|seed| seed + other) {
-            let place = &place;
+        for seed in seeds.iter().map(|seed| seed + other) {
             scope.spawn(move || compare(seed, place, &place.path("plain")));
         }
     });
