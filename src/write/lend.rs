@@ -257,14 +257,20 @@ impl Files {
         let files = self.chunk_files();
         files.link(&image.name, &own.path()).map_err(failed)?;
         let thawed = Staged::thaw(files, own, clock::instant()).map_err(failed);
-        let thawed = thawed.and_then(|staged| self.give_up(ino, &image, &copy.path()).map(|()| staged));
+        let given_up = |staged| {
+            let given_up = self.give_up(ino, &image, &copy.path());
+            // Latched: it is not known what the next mount's rows name.
+            if given_up.is_err() && self.meta.latched().is_none() {
+                self.remove_useless(&copy.path());
+            }
+            given_up.map(|()| staged)
+        };
+        let thawed = thawed.and_then(given_up);
         let mut staged = match thawed {
             Ok(staged) => staged,
             Err(error) => {
                 // As it was: a second name is nothing.
-                if let Err(error) = files.remove(&own.path()) {
-                    tracing::warn!(path = %own.path(), %error, "a name without a use could not be removed");
-                }
+                self.remove_useless(&own.path());
                 return Err(error);
             }
         };
@@ -290,7 +296,13 @@ impl Files {
         self.reserve(ino, state, false).map(drop)
     }
 
-    /// Takes the rows of an image away; what is pinned is in `copy` then.
+    fn remove_useless(&self, path: &str) {
+        if let Err(error) = self.chunk_files().remove(path) {
+            tracing::warn!(path, %error, "a file without a use could not be removed");
+        }
+    }
+
+    /// Takes the rows of an image away; what is pinned is in `copy` then. An error: no row names `copy`, which may be there.
     fn give_up(&self, ino: InodeId, image: &Whole, copy: &str) -> Result<()> {
         let failed = |error| local_error(format!("copy what is pinned of inode {ino}"), error);
         let files = self.chunk_files();
@@ -318,7 +330,7 @@ impl Files {
         }
         let mut copied = Vec::new();
         let mut target: Option<File> = None;
-        let given_up = loop {
+        let (given_up, bytes) = loop {
             let pinned = self.meta.pinned(image.file, u64::MAX)?;
             for range in pinned.into_iter().filter(|range| !copied.contains(range)).collect::<Vec<_>>() {
                 let target = match &mut target {
@@ -336,18 +348,77 @@ impl Files {
             // A chunk may be pinned again meanwhile: a target was added, or lost it.
             let taken = self.meta.write(|tx| tx.give_up_file((image.file, &image.name), &copied, copy, bytes))?;
             if let Some(taken) = taken {
-                break taken;
+                break (taken, bytes);
             }
         };
-        let kept = match &target {
-            Some(target) if given_up.copied => target.metadata().map_err(failed)?.blocks() * 512,
-            Some(_) => {
-                files.remove(copy).map_err(failed)?;
-                0
-            }
-            None => 0,
-        };
+        // The rows are gone: nothing may fail any more.
+        let kept = if given_up.copied { bytes } else { 0 };
+        if target.is_some() && !given_up.copied {
+            self.remove_useless(copy);
+        }
         self.space.add(kept as i64 - given_up.bytes as i64);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::testing;
+    use crate::write::opening::Opened;
+    use crate::write::pipeline_tests::Mount;
+
+    /// Takes every file, as the kernel does.
+    struct Takes;
+
+    impl Kernel for Takes {
+        fn register(&self, _: &File) -> io::Result<Backing> {
+            Ok(Arc::new(()))
+        }
+
+        fn opened(&mut self, _: &Opened, _: Option<&Backing>) {}
+    }
+
+    /// A mount with a file whose image can be lent, all of it pinned.
+    fn sealed() -> (tempfile::TempDir, Mount, InodeId) {
+        let (dir, meta) = testing::store();
+        drop(meta);
+        let mount = Mount::after(dir.path(), true, "boot");
+        let ino = mount.create(b"f");
+        let content: Vec<u8> = (0..IMAGE_MIN).map(|at| (at * 7 + at / 251 + 1) as u8).collect();
+        mount.files.write(ino, 0, &content).unwrap();
+        mount.close(ino);
+        mount.settle();
+        (dir, mount, ino)
+    }
+
+    /// All files in `chunks/`.
+    fn chunk_files(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+        let entries = |path| std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+        entries(dir.join("chunks")).flat_map(entries).collect()
+    }
+
+    #[test]
+    fn p3_a_thaw_that_fails_leaves_nothing_behind() {
+        let (dir, mount, ino) = sealed();
+        let files = &mount.files;
+        files.cannot_share_blocks();
+        let before = chunk_files(dir.path());
+        let [image] = before.as_slice() else { panic!("one image: {before:?}") };
+        files.with_live(ino, InodeId::ROOT, |_, state| {
+            let found = files.image_of(ino, state).unwrap();
+            files.lend(ino, state, found, &mut Takes).unwrap().expect("it is lent");
+            // As good as any other error while it is copied.
+            let whole = std::fs::read(image).unwrap();
+            File::options().write(true).open(image).unwrap().set_len(IMAGE_MIN - 1).unwrap();
+            for _ in 0..3 {
+                files.thaw(ino, state).unwrap_err();
+                assert_eq!(chunk_files(dir.path()), before);
+            }
+            std::fs::write(image, whole).unwrap();
+            files.thaw(ino, state).unwrap();
+            assert!(state.lent.is_none() && state.staged.is_some());
+            assert_eq!(chunk_files(dir.path()).len(), 2, "the session's file, and what is pinned");
+        });
     }
 }
