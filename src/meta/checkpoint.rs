@@ -217,6 +217,31 @@ impl Meta {
         })
     }
 
+    /// True if a snapshot whose highest chunk was `high`, or one of these records, names a chunk that nobody has any more: it
+    /// died since, and a resyncer keeps no bytes of the dead. Then the snapshot never becomes whole on target `bit`.
+    pub fn names_what_is_gone(&self, bit: TargetBit, high: ChunkId, records: &[Record]) -> Result<bool> {
+        const GONE: &str = "c.dead_seq > t.base_seq AND c.placed = 0 AND c.claimed = 0 \
+             AND NOT EXISTS (SELECT 1 FROM location l WHERE l.chunk = c.id)";
+        let contents = records.iter().filter_map(|record| match &record.change {
+            Change::Content(content) => Some(content),
+            _ => None,
+        });
+        self.read(|conn| {
+            let sql = format!("SELECT 1 FROM target t, chunk c WHERE t.bit = ?1 AND c.id <= ?2 AND {GONE}");
+            if conn.prepare_cached(&sql)?.exists(params![bit, high])? {
+                return Ok(true);
+            }
+            let sql = format!("SELECT 1 FROM target t, chunk c WHERE t.bit = ?1 AND c.hash = ?2 AND {GONE}");
+            let mut statement = conn.prepare_cached(&sql)?;
+            for (hash, _) in contents.flat_map(|content| &content.chunks) {
+                if statement.exists(params![bit, hash])? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+    }
+
     /// Moves `cursor` up to the first chunk, of those up to `high`, that target `bit` needs and lacks. True: there is none,
     /// so it has every chunk of a snapshot whose highest was `high`.
     pub fn has_chunks_up_to(&self, bit: TargetBit, cursor: &mut ChunkId, high: ChunkId) -> Result<bool> {

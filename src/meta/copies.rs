@@ -141,11 +141,18 @@ impl Meta {
         self.read(|conn| {
             let files: i64 = conn
                 .prepare_cached(
-                    "SELECT count(DISTINCT ino) FROM (SELECT ino FROM journal WHERE seq > ?1 AND kind = ?2 LIMIT ?3)",
+                    "SELECT count(DISTINCT ino) FROM \
+                     (SELECT ino FROM journal WHERE seq > ?1 AND kind IN (?2, ?3) LIMIT ?4)",
                 )?
-                .query_row(params![shipped, journal::Kind::Content as i64, UNSHIPPED_FILES_MAX as i64], |row| {
-                    row.get(0)
-                })?;
+                .query_row(
+                    params![
+                        shipped,
+                        journal::Kind::Content as i64,
+                        journal::Kind::Synced as i64,
+                        UNSHIPPED_FILES_MAX as i64
+                    ],
+                    |row| row.get(0),
+                )?;
             Ok(files.max(0) as u64)
         })
     }
@@ -159,8 +166,9 @@ fn sum(conn: &rusqlite::Connection, sql: &str, params: impl rusqlite::Params) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::ChunkHash;
     use crate::meta::target::Configured;
-    use crate::meta::testing::{file, slot_request, store};
+    use crate::meta::testing::{file, fill_slot, slot_request, store};
 
     #[test]
     fn a_file_with_an_open_slot_is_not_sealed_and_counts_as_unshipped() {
@@ -176,6 +184,14 @@ mod tests {
         assert_eq!(copies.targets.len(), 1);
         assert_eq!(meta.unshipped_files(seq.previous()).unwrap(), 1);
         assert_eq!(meta.unshipped_files(seq).unwrap(), 0);
+        let synced = crate::meta::slot::SlotRequest { fsynced: true, ..slot_request(ino, 1, 10) };
+        meta.write(|tx| tx.reserve_slot(&synced)).unwrap();
+        meta.write(|tx| {
+            fill_slot(tx, 1, ChunkHash::of(b"f"));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(meta.unshipped_files(Seq::ZERO).unwrap(), 1, "what an fsync covered waits like any other");
     }
 
     #[test]

@@ -22,8 +22,8 @@ pub enum Kind {
     Content = 2,
     /// Everything else.
     Other = 3,
-    /// A filled slot that an `fsync` had reserved: until it is shipped nothing overtakes it (O6). While the slot is open,
-    /// its row says so.
+    /// What an `fsync` covered, mostly a filled slot that it had reserved: until it is shipped nothing overtakes it (O6).
+    /// While a slot is open, its row says so.
     Synced = 4,
 }
 

@@ -18,7 +18,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::inode::{Inode, timestamp};
 use super::journal::{self, Kind};
-use super::{Error, Result, Tx};
+use super::{Error, Meta, Result, Tx};
 use crate::clock::Timestamp;
 use crate::format::record::{Change, VoidReason};
 use crate::id::{Generation, InodeId, Seq, SessionId};
@@ -58,6 +58,32 @@ pub struct Slot {
     pub size: u64,
     pub mtime: Timestamp,
     pub ctime: Timestamp,
+}
+
+impl Meta {
+    /// An `fsync` of `ino` found nothing new: what it covers has its place already, filled or not. From now on no record
+    /// overtakes the newest one about `ino` (O6), and that one overtakes none of the others about it (O7).
+    pub fn bar_overtaking(&self, ino: InodeId) -> Result<()> {
+        let newest: Option<Seq> = self.read(|conn| {
+            // Not what every target has, and not what is barred.
+            Ok(conn
+                .prepare_cached(
+                    "SELECT j.seq FROM inode i JOIN journal j ON j.seq = i.last_seq LEFT JOIN slot s ON s.ino = i.ino \
+                     WHERE i.ino = ?1 AND (j.kind <> ?2 AND j.body IS NOT NULL OR s.fsynced = 0) \
+                     AND EXISTS (SELECT 1 FROM target WHERE shipped_seq < i.last_seq) LIMIT 1",
+                )?
+                .query_row(params![ino, Kind::Synced as i64], |row| row.get(0))
+                .optional()?)
+        })?;
+        let Some(newest) = newest else { return Ok(()) };
+        self.write(|tx| {
+            tx.conn()
+                .prepare_cached("UPDATE journal SET kind = ?2 WHERE seq = ?1 AND body IS NOT NULL")?
+                .execute(params![newest, Kind::Synced as i64])?;
+            tx.conn().prepare_cached("UPDATE slot SET fsynced = 1 WHERE ino = ?1")?.execute([ino])?;
+            Ok(())
+        })
+    }
 }
 
 impl Tx<'_> {

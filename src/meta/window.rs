@@ -32,12 +32,13 @@ impl Default for WindowLimits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WindowRow {
     pub seq: Seq,
+    /// What it does, be it synced or not.
     pub kind: Kind,
     /// The inode that it is about.
     pub ino: InodeId,
     /// `None`: an open slot.
     pub change: Option<Change>,
-    /// An `fsync` reserved this slot (O6).
+    /// An `fsync` covered it (O6).
     pub fsynced: bool,
     /// It is no open slot, and every chunk that it names is placed on the target.
     pub ready: bool,
@@ -130,7 +131,7 @@ fn mark_slots_beyond(conn: &Connection, rows: &mut [WindowRow]) -> Result<()> {
     let mut slotted = HashSet::new();
     for row in rows.iter_mut().rev() {
         match row.kind {
-            Kind::Content | Kind::Synced => {
+            Kind::Content => {
                 slotted.insert(row.ino);
             }
             Kind::Birth if !slotted.contains(&row.ino) => {
@@ -140,7 +141,7 @@ fn mark_slots_beyond(conn: &Connection, rows: &mut [WindowRow]) -> Result<()> {
                     .optional()?
                     .unwrap_or(false);
             }
-            Kind::Birth | Kind::Other => {}
+            Kind::Birth | Kind::Other | Kind::Synced => {}
         }
     }
     Ok(())
@@ -158,7 +159,8 @@ impl Placed<'_> {
         let seq: Seq = row.get(0)?;
         let body: Option<&[u8]> = row.get_ref(3)?.as_bytes_or_null().map_err(rusqlite::Error::from)?;
         let change = body.map(|body| journal::decode(seq, body)).transpose()?.map(|record| record.change);
-        let kind = Kind::from_column(row.get(1)?)?;
+        let synced = Kind::from_column(row.get(1)?)? == Kind::Synced;
+        let kind = change.as_ref().map_or(Kind::Content, Kind::of);
         let chunks: &[(ChunkHash, u64)] = match &change {
             Some(Change::Content(content)) => &content.chunks,
             Some(Change::Repack { chunks, .. }) => chunks,
@@ -172,7 +174,7 @@ impl Placed<'_> {
             seq,
             kind,
             ino: row.get(2)?,
-            fsynced: kind == Kind::Synced || row.get::<_, Option<bool>>(4)?.unwrap_or(false),
+            fsynced: synced || row.get::<_, Option<bool>>(4)?.unwrap_or(false),
             ready,
             slot_beyond: false,
             bytes: body.map_or(0, |body| body.len() as u64),
@@ -198,6 +200,8 @@ impl Placed<'_> {
 
 #[cfg(test)]
 mod tests {
+    use rusqlite::params;
+
     use super::*;
     use crate::id::Generation;
     use crate::meta::target::Configured;
@@ -260,6 +264,48 @@ mod tests {
         })
         .unwrap();
         assert_eq!(window(&meta).rows.iter().map(|row| row.fsynced).collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
+    fn o6_an_fsync_that_finds_nothing_new_bars_overtaking_too() {
+        let (_dir, meta) = store();
+        follower(&meta);
+        let ino = meta.write(|tx| Ok(file(tx, b"a"))).unwrap();
+        let fsynced = || window(&meta).rows.iter().map(|row| (row.kind, row.fsynced)).collect::<Vec<_>>();
+        let (birth, content) = ((Kind::Birth, true), |fsynced| (Kind::Content, fsynced));
+        // Empty.
+        meta.write(|tx| Ok(tx.conn().execute("UPDATE inode SET last_seq = 1 WHERE ino = ?1", [ino])?)).unwrap();
+        meta.bar_overtaking(ino).unwrap();
+        assert_eq!(fsynced(), [birth]);
+        // Frozen, not filled yet.
+        meta.write(|tx| tx.reserve_slot(&slot_request(ino, 1, 9))).unwrap();
+        meta.bar_overtaking(ino).unwrap();
+        assert_eq!(fsynced(), [birth, content(true)]);
+        // Filled, and closed.
+        meta.write(|tx| {
+            tx.reserve_slot(&slot_request(ino, 2, 9))?;
+            fill_slot(tx, 1, ChunkHash::of(b"x"));
+            fill_slot(tx, 2, ChunkHash::of(b"y"));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(fsynced(), [birth, content(true), content(false)]);
+        meta.bar_overtaking(ino).unwrap();
+        assert_eq!(fsynced(), [birth, content(true), content(true)]);
+        // Changed after that: the change stays behind the content, so nothing overtakes the change.
+        let named = Change::Removexattr { ino, name: b"x".to_vec(), ctime: crate::clock::Timestamp::EPOCH };
+        meta.write(|tx| {
+            let seq = tx.append(&named)?;
+            Ok(tx.conn().execute("UPDATE inode SET last_seq = ?1 WHERE ino = ?2", params![seq, ino])?)
+        })
+        .unwrap();
+        meta.bar_overtaking(ino).unwrap();
+        assert_eq!(fsynced()[3], (Kind::Other, true));
+        // Every target has it: nothing is written.
+        meta.write(|tx| Ok(tx.conn().execute("UPDATE journal SET kind = 3 WHERE seq = 4", [])?)).unwrap();
+        meta.write(|tx| Ok(tx.conn().execute("UPDATE target SET shipped_seq = 4", [])?)).unwrap();
+        meta.bar_overtaking(ino).unwrap();
+        assert_eq!(fsynced()[3], (Kind::Other, false));
     }
 
     struct SlotRequestSynced;

@@ -43,6 +43,8 @@ use crate::testing::failpoint::{self, Point};
 const KEPT: usize = 2;
 /// Looks that pass by after one failed for a reason that does not lie in the target.
 const AFTER_FAILURE: u32 = 60;
+/// Looks between two searches for what is gone for good.
+const SEARCH: u32 = 16;
 
 /// When a checkpoint is due (T3).
 #[derive(Debug, Clone, Copy)]
@@ -329,6 +331,11 @@ impl Inner {
             let then = SegmentsThen { bytes: cursor.segment_bytes, count: cursor.segment_count };
             jobs.push((target, resync, replay_from, then));
         }
+        if jobs.iter().any(|(_, resync, ..)| *resync) {
+            // What died by the newest change is dead in the snapshot, too: a resyncer shall not wait for it.
+            let stepping = Arc::clone(meta);
+            blocking(move || stepping.step_history()).await?;
+        }
         let (store, dir) = (Arc::clone(meta), self.dir.clone());
         let files = Arc::new(blocking(move || ExportFiles::make(&store, &dir)).await?);
         let created = clock::now();
@@ -349,6 +356,7 @@ impl Inner {
                 replay_from,
                 then,
                 created,
+                looks: 0,
                 uploaded: 0,
                 cursor: ChunkId(0),
                 filled: None,
@@ -388,6 +396,8 @@ struct Job {
     replay_from: SegmentNumber,
     then: SegmentsThen,
     created: Timestamp,
+    /// So often it was looked at.
+    looks: u32,
     /// Parts that are on the target.
     uploaded: usize,
     /// No chunk up to here is missing on the target.
@@ -479,8 +489,9 @@ impl Job {
 
     /// Why it shall not go on: it was begun for a target that follows and now does not, or the other way round; or so much
     /// happened since its snapshot that keeping the journal for it would break the bound on the journal (T4). What was
-    /// placed stays placed, so the next one has less to wait for.
-    fn overtaken(&self) -> Result<Option<&'static str>, Failure> {
+    /// placed stays placed, so the next one has less to wait for. And what nobody has any more is not waited for: nothing
+    /// keeps the bytes of what dies while only resyncers lack it.
+    fn overtaken(&mut self) -> Result<Option<&'static str>, Failure> {
         let (meta, exported, limits) = (&self.inner.shared.meta, &self.files.exported, &self.inner.thresholds.resync);
         if !meta.is_under_way(self.target.bit, exported.seq, exported.export, self.resync)? {
             return Ok(Some("the target changed its mode"));
@@ -493,7 +504,14 @@ impl Job {
         // Fewer rows than that are not worth the sum.
         let long = rows > limits.rows_max
             || (rows > limits.rows_max / 16 && meta.journal_bytes(exported.seq.next(), head)? > limits.row_bytes_max);
-        Ok(long.then_some("history since its snapshot grew beyond what is kept for it"))
+        if long {
+            return Ok(Some("history since its snapshot grew beyond what is kept for it"));
+        }
+        self.looks += 1;
+        let records = self.filled.as_ref().map_or(&[][..], |filled| &filled.records);
+        let gone = self.looks.is_multiple_of(SEARCH)
+            && meta.names_what_is_gone(self.target.bit, ChunkId(exported.chunk_high), records)?;
+        Ok(gone.then_some("what its snapshot names was overwritten meanwhile, and is nowhere any more"))
     }
 
     fn key(&self, file: CheckpointFile) -> String {

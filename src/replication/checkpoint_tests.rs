@@ -385,6 +385,25 @@ async fn t4_a_resyncer_gets_its_checkpoint_first_and_segments_after() {
     shipper.stop().await;
 }
 
+#[tokio::test]
+async fn t4_a_resync_does_not_wait_for_what_died_since_its_snapshot_and_is_nowhere() {
+    let world = World::with_root();
+    let ino = world.files(&["a"])[0];
+    world.slot(ino, 1, false);
+    world.fill(1);
+    world.meta.set_target_mode(bit(), Mode::Resync, None).unwrap();
+    let (shipper, checkpointer) = world.both();
+    until("the parts are there", || world.checkpoint_objects() == 1).await;
+    // Nobody pins it for a resyncer, so its bytes go.
+    let died = "UPDATE chunk SET dead_seq = (SELECT seq + 1 FROM counter), bytes_referenced = 0, incomplete = 0";
+    world.meta.write(|tx| Ok(tx.conn().execute(died, [])?)).unwrap();
+    until("it follows", || world.meta.targets().unwrap()[0].mode == Mode::Follow).await;
+    let (seq, _, complete) = world.complete().pop().unwrap();
+    assert_eq!((seq, complete.chunks), (Seq(3), 0), "of a moment at which it was dead");
+    checkpointer.stop().await;
+    shipper.stop().await;
+}
+
 /// Objects that an operator, or a store, lost.
 fn lose(world: &World, lost: impl Fn(&str) -> bool) -> usize {
     let mut objects = world.memory.objects();

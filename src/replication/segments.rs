@@ -47,8 +47,8 @@ fn item(row: &WindowRow) -> Item {
         footprint: if row.fsynced { footprint.fsynced() } else { footprint },
         role: match row.kind {
             Kind::Birth => Role::Birth { ino: row.ino, slot_beyond: row.slot_beyond },
-            Kind::Content | Kind::Synced => Role::Slot { ino: row.ino },
-            Kind::Other => Role::Other,
+            Kind::Content => Role::Slot { ino: row.ino },
+            Kind::Other | Kind::Synced => Role::Other,
         },
         // Hashes double in hex, and keys have names.
         bytes: 128 + 3 * row.bytes,

@@ -64,8 +64,15 @@ impl Files {
     /// its place in history. Returns the newest session that was frozen before and has to be committed yet
     /// ([`Files::committed`]). What remains is the sync of the metadata.
     pub fn sync_open(&self, ino: InodeId) -> Result<Option<SessionId>> {
-        let Some(file) = self.find(ino) else { return Ok(None) };
-        self.sync_staged(&file)?;
+        let Some(file) = self.find(ino) else {
+            self.meta.bar_overtaking(ino)?;
+            return Ok(None);
+        };
+        if !self.sync_staged(&file)? {
+            // A new file that is empty until now is meant to be: its birth waits for nothing (O2).
+            self.births().settled(ino);
+            self.meta.bar_overtaking(ino)?;
+        }
         let state = file.state.read();
         Ok(if state.unnamed { None } else { state.frozen.front().map(|frozen| frozen.id) })
     }
@@ -111,12 +118,13 @@ impl Files {
         self.settled_news.subscribe()
     }
 
-    fn sync_staged(&self, file: &Arc<LiveFile>) -> Result<()> {
+    /// False: nothing was written to it since its last session, so that no slot is its own.
+    fn sync_staged(&self, file: &Arc<LiveFile>) -> Result<bool> {
         let _syncing = file.syncing.lock();
         let what = |what: &str| format!("{what} of inode {}", file.ino);
         let (point, path, entry) = {
             let state = file.state.read();
-            let Some(staged) = state.staged.as_ref().filter(|_| !state.unnamed) else { return Ok(()) };
+            let Some(staged) = state.staged.as_ref().filter(|_| !state.unnamed) else { return Ok(false) };
             let point = staged.sync_point().map_err(|e| local_error(what("stat of the staged file"), e))?;
             (point, staged.path.clone(), !staged.entry_synced)
         };
@@ -136,20 +144,20 @@ impl Files {
         failpoint::pass(Point::Mark);
         {
             let mut state = file.state.write();
-            let Some(staged) = &mut state.staged else { return Ok(()) };
+            let Some(staged) = &mut state.staged else { return Ok(false) };
             staged.mark_synced(&point).map_err(|e| local_error(what("sync mark"), e))?;
         }
         point.sync_record().map_err(|e| failed("sync of the range record", e))?;
         failpoint::pass(Point::Marked);
         let mut state = file.state.write();
         self.observe(file.ino, &mut state)?;
-        let Some(staged) = &mut state.staged else { return Ok(()) };
+        let Some(staged) = &mut state.staged else { return Ok(false) };
         staged.entry_synced = true;
         // Also when only the synced size is news: a close in between renewed the slot with the old one.
         if staged.is_dirty() || !staged.fsynced || staged.synced_size != staged.slot_synced_size {
             self.reserve(file.ino, &mut state, true)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Runs `name`, a transaction whose record names `inos`, with the claims of those that are dirty since their last

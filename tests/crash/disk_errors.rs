@@ -156,3 +156,44 @@ fn s1_a_failed_sync_of_the_metadata_log_latches() {
     }
     rig.check_targets(daemon);
 }
+
+/// The staged chunk file that holds so many bytes.
+fn staged(rig: &Rig, bytes: u64) -> std::path::PathBuf {
+    let folders = std::fs::read_dir(rig.state.join("chunks")).unwrap().map(|folder| folder.unwrap().path());
+    let mut files = folders.flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|file| file.unwrap());
+    files.find(|file| file.metadata().unwrap().len() == bytes).expect("it is there").path()
+}
+
+#[test]
+fn d3_a_closed_file_that_the_disk_does_not_give_is_named_until_it_does() {
+    let rig = Rig::new(&["a"]);
+    let daemon = rig.mount();
+    {
+        let _watch = daemon.watch();
+        let (path, away) = (rig.mnt().join("f"), rig.base.join("away"));
+        let file = open(&path);
+        file.write_all_at(&[7; 5000], 0).unwrap();
+        // Whoever opens it anew gets an error, as of a directory that the disk cannot read; the writer's descriptor is good.
+        let staged = staged(&rig, 5000);
+        std::fs::rename(&staged, &away).unwrap();
+        close(file).unwrap();
+        let named = || {
+            let status = status(&rig);
+            let all = status["attention"].as_array().unwrap().clone();
+            all.into_iter().find(|found| found["kind"] == "unsealed")
+        };
+        wait_until("status names it", || named().is_some());
+        let unsealed = named().unwrap();
+        assert!(unsealed["path"].as_str().unwrap().ends_with('f') && unsealed["hint"].is_string(), "{unsealed:#}");
+        let told = run(tandemfs().arg("status").arg(rig.mnt())).stdout;
+        assert!(told.contains("not readable from the local disk") && told.contains("waiting: 1 file,"), "{told}");
+        let again = open(&path);
+        assert_eio("an fsync does not lie", again.sync_all());
+        assert_eio("and a close does not", close(again));
+        std::fs::rename(&away, &staged).unwrap();
+        wait_until("it is sealed", || named().is_none());
+        open(&path).sync_all().unwrap();
+        assert!(std::fs::read(&path).unwrap() == [7; 5000]);
+    }
+    rig.check_targets(daemon);
+}

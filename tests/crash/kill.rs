@@ -1,9 +1,11 @@
 //! `kill -9` at random moments and at every failpoint: what `close` returned for is there, each file is wholly one of its
-//! contents, each target restores to the same tree.
+//! contents, each target restores to the same tree. As the kill left them, each target restores to a cut with what it had
+//! acknowledged, and all together to what any of them has.
 
 use std::time::Duration;
 
-use super::model::{Crash, Found, Past, assert_same};
+use super::model::{Crash, Found, assert_same};
+use super::past::{Acked, Past};
 use super::rig::{PATIENCE, Rig, run, wait_until};
 use super::workload::Random;
 use super::{seed, setting};
@@ -60,17 +62,21 @@ struct Killed {
     start: Found,
     past: Past,
     rounds: u64,
-    cuts: u64,
+    /// Each so many rounds targets are restored as the kill left them.
+    look: u64,
+    looks: u64,
 }
 
 impl Killed {
     /// One more kill; returns whether it was at the failpoint. With `moment` that is as far away, at most; without, as far
     /// as a workload lasts.
     fn round(&mut self, point: Option<Point>, nth: u64, moment: Option<Duration>) -> bool {
-        let Killed { rig, random, start, past, rounds: round, cuts } = self;
+        let Killed { rig, random, start, past, rounds: round, look, looks } = self;
         let failpoint = point.map(|point| format!("{}:{nth}", point.name()));
         let what = format!("kill {round} at {}", failpoint.as_deref().unwrap_or("some moment"));
         *round += 1;
+        let acked = [Acked::All, Acked::One, Acked::Local][*round as usize % 3];
+        rig.acknowledge(acked);
         let Ok(mut daemon) = rig.try_mount(failpoint.as_deref()) else {
             // It died in its recovery. Once more, and with the same result (S7): the next round looks.
             let daemon = rig.mount();
@@ -92,13 +98,15 @@ impl Killed {
         let struck = point.is_some() && daemon.has_ended();
         daemon.kill();
         let history = rig.history(child, &log);
-        past.note(start, &history);
-        if *round % 4 == 2 {
-            *cuts += u64::from(rig.check_cut("b", past));
-        }
+        let left = if *round % *look == 0 { rig.as_left() } else { None };
         let daemon = rig.mount();
         let found = rig.scan(&daemon);
-        rig.check(&what, start, &history, &found, Crash::Kill);
+        let files = rig.check(&what, start, &history, &found, Crash::Kill);
+        past.note(start, &history, &found, &files, acked);
+        if let Some(left) = left {
+            left.check(&what, rig, past);
+            *looks += 1;
+        }
         if *round % 5 == 0 {
             // Killed in the middle of recovery's work, once more.
             daemon.kill();
@@ -107,6 +115,7 @@ impl Killed {
             daemon.kill();
         } else if *round % 25 == 0 {
             rig.check_targets(daemon);
+            past.drained();
         } else {
             daemon.kill();
         }
@@ -118,11 +127,13 @@ impl Killed {
 #[test]
 fn what_was_closed_survives_kill_9_wherever_it_strikes() {
     let kills = setting("TANDEMFS_KILLS", 4);
+    // A look costs three restores.
+    let look = if kills > 50 { 2 } else { 7 };
     let random = Random(seed("kills"));
     let mut rig = Rig::new(&["a", "b"]);
     // What a workload of a second leaves is rewritten at once, and while it goes on: a kill strikes in the middle of that, too.
     rig.settings = "[compaction]\nquiet = \"1s\"\nmin_garbage = \"64 KiB\"\nlag_max = \"1 GiB\"".into();
-    let mut killed = Killed { rig, random, start: Found::new(), past: Past::default(), rounds: 0, cuts: 0 };
+    let mut killed = Killed { rig, random, start: Found::new(), past: Past::default(), rounds: 0, look, looks: 0 };
     // Each place once. One that was not passed in its round comes again: a recovery needs something to recover.
     let mut waiting: std::collections::VecDeque<Point> = EVERYDAY.iter().copied().collect();
     let mut struck = 0;
@@ -138,11 +149,14 @@ fn what_was_closed_survives_kill_9_wherever_it_strikes() {
         let moment = if point.is_some() { 1500 } else { killed.random.below(900) };
         struck += u64::from(killed.round(point, nth, Some(Duration::from_millis(moment))));
     }
-    let Killed { rig, start, rounds, cuts, .. } = killed;
+    let Killed { rig, start, rounds, looks, .. } = killed;
     let daemon = rig.mount();
     assert_same("at the end", &start, &rig.scan(&daemon));
     rig.check_targets(daemon);
-    eprintln!("{rounds} kills, {struck} of them at failpoints, {cuts} restores from a target as the crash left it");
+    assert!(looks > 0, "no kill left two targets to restore from");
+    eprintln!(
+        "{rounds} kills, {struck} of them at failpoints; {looks} times restored from each target and from all as it left them"
+    );
 }
 
 /// Makes a small tree, and one file larger than a chunk.

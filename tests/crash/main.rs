@@ -13,6 +13,7 @@ mod support;
 mod disk_errors;
 mod kill;
 mod model;
+mod past;
 mod policies;
 mod postgres;
 mod power;

@@ -256,8 +256,8 @@ impl History {
         self.ops.len() - usize::from(self.in_flight)
     }
 
-    /// Says what is wrong with what is there after `crash`, if something is.
-    pub fn check(&self, start: &Found, found: &Found, crash: Crash) -> Result<(), String> {
+    /// Says what is wrong with what is there after `crash`, if something is; else which file is which inode there.
+    pub fn check(&self, start: &Found, found: &Found, crash: Crash) -> Result<BTreeMap<usize, u64>, String> {
         let mut model = Model::of(start);
         if crash == Crash::Kill {
             // What was there need not be on disk, but that is not looked at either.
@@ -294,7 +294,7 @@ impl History {
         let mut problems = Vec::new();
         for names in states[floor..].iter().rev() {
             match self.check_state(&model, names, found, crash, changed_by_last) {
-                Ok(()) => return Ok(()),
+                Ok(files) => return Ok(files),
                 Err(problem) => problems.push(problem),
             }
         }
@@ -315,7 +315,7 @@ impl History {
         found: &Found,
         crash: Crash,
         changed_by_last: Option<usize>,
-    ) -> Result<(), String> {
+    ) -> Result<BTreeMap<usize, u64>, String> {
         let all: BTreeSet<&String> = names.keys().chain(found.keys()).collect();
         let mut inodes: BTreeMap<usize, u64> = BTreeMap::new();
         for path in all {
@@ -339,7 +339,7 @@ impl History {
         if inodes.values().collect::<BTreeSet<_>>().len() != inodes.len() {
             return Err("two files became one".into());
         }
-        Ok(())
+        Ok(inodes)
     }
 }
 
@@ -402,52 +402,6 @@ pub fn assert_same(what: &str, first: &Found, second: &Found) {
             Some(Some((inode, bytes))) => format!("inode {inode}, {} bytes, {}", bytes.len(), blake3::hash(bytes)),
         };
         assert!(one == other, "{what}: {path} was {}, is {}", told(one), told(other));
-    }
-}
-
-/// All contents that files of each name ever had, over many crashes: what a target that lags behind may hold.
-#[derive(Debug, Default)]
-pub struct Past {
-    had: BTreeMap<String, BTreeSet<[u8; 32]>>,
-}
-
-impl Past {
-    /// Notes what was there and what happened then.
-    pub fn note(&mut self, start: &Found, history: &History) {
-        let mut model = Model::of(start);
-        let mut named: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
-        let mut name = |names: &Names| {
-            for (path, node) in names {
-                if let Node::File(file) = node {
-                    named.entry(path.clone()).or_default().insert(*file);
-                }
-            }
-        };
-        name(&model.names);
-        for op in &history.ops {
-            model.apply(op);
-            name(&model.names);
-        }
-        let hashes: Vec<Vec<[u8; 32]>> = model
-            .files
-            .iter()
-            .map(|file| file.versions.iter().map(|version| *blake3::hash(version).as_bytes()).collect())
-            .collect();
-        for (path, files) in named {
-            self.had.entry(path).or_default().extend(files.into_iter().flat_map(|file| hashes[file].iter().copied()));
-        }
-    }
-
-    /// Checks that every file of a tree restored from a target has a content that it once had under that name.
-    pub fn check(&self, found: &Found) -> Result<(), String> {
-        for (path, node) in found {
-            let Some((_, bytes)) = node else { continue };
-            let had = self.had.get(path).ok_or_else(|| format!("{path} was never there"))?;
-            if !had.contains(blake3::hash(bytes).as_bytes()) {
-                return Err(format!("{path}: {} bytes are no content that a file of this name ever had", bytes.len()));
-            }
-        }
-        Ok(())
     }
 }
 

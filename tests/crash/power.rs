@@ -1,11 +1,13 @@
 //! Power cuts: state directory and targets lie on a loop filesystem that is shut down, so that everything that was not synced
-//! is gone. What `fsync` returned for is there, no file is half, each target restores to the same tree.
+//! is gone. What `fsync` returned for is there, no file is half, each target restores to the same tree. As the cut left them,
+//! each target restores to a cut of history (O6) with what it had acknowledged, and all together to what any of them has.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::model::{Crash, Found, Past, assert_same};
+use super::model::{Crash, Found, assert_same};
+use super::past::{Acked, Past};
 use super::rig::{Daemon, Rig, wait_until};
 use super::workload::Random;
 use super::{seed, setting};
@@ -113,16 +115,20 @@ const PLACES: &[Point] = &[
 fn cut_often(kind: &'static str, cuts: u64) {
     let Some(disk) = Disk::new(kind) else { return };
     let mut random = Random(seed(kind));
-    let rig = Rig::on(Some(&disk.mnt), &["a", "b"]);
+    let mut rig = Rig::on(Some(&disk.mnt), &["a", "b"]);
     let marker = rig.base.join("marker");
     let (mut start, mut past) = (Found::new(), Past::default());
-    let mut stood = 0;
+    let (mut stood, mut looks) = (0, 0);
+    // A look costs three restores.
+    let look = if cuts > 50 { 3 } else { 5 };
     for round in 0..cuts {
         let _ = std::fs::remove_file(&marker);
         let point = (round % 2 == 1).then(|| PLACES[random.below(PLACES.len() as u64) as usize]);
         let failpoint =
             point.map(|point| format!("{}:{}=stop:{}", point.name(), 1 + random.below(10), marker.display()));
         let what = format!("{kind}: cut {round} at {}", failpoint.as_deref().unwrap_or("some moment"));
+        let acked = [Acked::All, Acked::One, Acked::Local][round as usize % 3];
+        rig.acknowledge(acked);
         let daemon = rig.try_mount(failpoint.as_deref());
         // What an earlier cut left to be done may stand still before the mount is usable: that cut is none.
         let daemon = match daemon {
@@ -143,15 +149,18 @@ fn cut_often(kind: &'static str, cuts: u64) {
         let told = std::fs::read_to_string(&log).unwrap_or_default();
         power_cut(&rig, &disk, daemon);
         let history = rig.history(child, &log).told_by(&told);
-        past.note(&start, &history);
-        if round % 5 == 2 {
-            rig.check_cut("a", &past);
-        }
+        let left = if round % look == look - 1 { rig.as_left() } else { None };
         let daemon = rig.mount();
         let found = rig.scan(&daemon);
-        rig.check(&what, &start, &history, &found, Crash::Power);
+        let files = rig.check(&what, &start, &history, &found, Crash::Power);
+        past.note(&start, &history, &found, &files, acked);
+        if let Some(left) = left {
+            left.check(&what, &rig, &past);
+            looks += 1;
+        }
         if round % 25 == 24 || round + 1 == cuts {
             rig.check_targets(daemon);
+            past.drained();
         } else {
             // What was recovered is safe at once: another cut takes nothing of it.
             power_cut(&rig, &disk, daemon);
@@ -162,7 +171,10 @@ fn cut_often(kind: &'static str, cuts: u64) {
         }
         start = found;
     }
-    eprintln!("{kind}: {cuts} cuts, {stood} of them at failpoints");
+    assert!(looks > 0 || cuts < look, "no cut left two targets to restore from");
+    eprintln!(
+        "{kind}: {cuts} cuts, {stood} of them at failpoints; {looks} times restored from each target and from all as it left them"
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! The mount is touched only while its daemon is known to work, and then under a watch that kills the daemon when it takes
 //! too long: its end aborts the connection, so that whoever waits in the mount gets an error.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::model::{Crash, Found, History, Past};
+use super::model::{Crash, Found, History};
+use super::past::{Acked, From, Past};
 use super::workload::{self, Order, Random};
 use crate::support::run::{Finished, tandemfs};
 use crate::support::tree::{self, Depth, Tree};
@@ -28,6 +30,8 @@ pub struct Rig {
     pub targets: Vec<(String, PathBuf)>,
     /// TOML that mounts are made with.
     pub settings: String,
+    /// The same: when an `fsync` returns.
+    acked: Option<&'static str>,
     _dir: tempfile::TempDir,
 }
 
@@ -50,7 +54,7 @@ impl Rig {
         std::fs::create_dir(base.join("mnt")).unwrap();
         let disk = disk.map_or(base.clone(), Path::to_owned);
         let targets = targets.iter().map(|name| ((*name).to_owned(), disk.join(name))).collect();
-        Rig { state: disk.join("state"), base, targets, settings: String::new(), _dir: dir }
+        Rig { state: disk.join("state"), base, targets, settings: String::new(), acked: None, _dir: dir }
     }
 
     pub fn mnt(&self) -> PathBuf {
@@ -66,13 +70,16 @@ impl Rig {
     pub fn mount_command(&self, mnt: &Path, state: &Path) -> Command {
         let mut command = tandemfs();
         command.arg("mount").arg(mnt).arg("--state-dir").arg(state);
-        if self.settings.is_empty() {
+        if self.settings.is_empty() && self.acked.is_none() {
             for (name, _) in &self.targets {
                 command.arg("--target").arg(format!("{name}={}", self.uri(name)));
             }
             return command;
         }
         let mut text = format!("{}\n", self.settings);
+        if let Some(policy) = self.acked {
+            text += &format!("[acknowledge]\nfsync = \"{policy}\"\n");
+        }
         for (name, _) in &self.targets {
             text += &format!("[target.{name}]\nuri = \"{}\"\n", self.uri(name));
         }
@@ -136,32 +143,36 @@ impl Rig {
         }
     }
 
-    /// Restores from one target as it is now, and checks that each file is wholly a content it once had. `false`: there is
-    /// nothing to restore from yet.
-    pub fn check_cut(&self, target: &str, past: &Past) -> bool {
-        let (_, place) = self.targets.iter().find(|(name, _)| name == target).unwrap();
-        if !place.join("tandemfs.json").exists() {
-            return false;
+    /// What a restore from each target gives as they are now, and from all of them together. `None`: one of them has nothing
+    /// to restore from yet.
+    pub fn as_left(&self) -> Option<Left> {
+        if !self.targets.iter().all(|(_, place)| place.join("tandemfs.json").exists()) {
+            return None;
         }
-        let found = self.restored(target, |mnt| scan(mnt).unwrap());
-        if let Err(why) = past.check(&found) {
-            panic!("restored from {target} after a crash: {why}");
-        }
-        true
+        let names: Vec<&str> = self.targets.iter().map(|(name, _)| name.as_str()).collect();
+        let from = |names: &[&str]| self.restored_from(names, |mnt| scan(mnt).unwrap());
+        Some(Left { single: names.iter().map(|name| from(&[name])).collect(), together: from(&names) })
     }
 
     /// Mounts a restore from `target` and looks at it.
     pub fn restored<T>(&self, target: &str, look: impl FnOnce(&Path) -> T) -> T {
+        self.restored_from(&[target], look)
+    }
+
+    fn restored_from<T>(&self, targets: &[&str], look: impl FnOnce(&Path) -> T) -> T {
         let (state, mnt) = (self.base.join("restored"), self.base.join("restored-mnt"));
         let _ = std::fs::remove_dir_all(&state);
         std::fs::create_dir_all(&mnt).unwrap();
-        let finished =
-            run(tandemfs().arg("restore").arg("--from").arg(self.uri(target)).arg("--state-dir").arg(&state));
-        assert_eq!(finished.code, 0, "restore: {}", finished.stderr);
-        let mut command = tandemfs();
-        command.arg("mount").arg(&mnt).arg("--state-dir").arg(&state).arg("--read-only");
-        command.arg("--target").arg(format!("{target}={}", self.uri(target)));
-        let daemon = Daemon::start(command, &mnt).unwrap();
+        let (mut restore, mut mount) = (tandemfs(), tandemfs());
+        restore.arg("restore").arg("--state-dir").arg(&state);
+        mount.arg("mount").arg(&mnt).arg("--state-dir").arg(&state).arg("--read-only");
+        for target in targets {
+            restore.arg("--from").arg(self.uri(target));
+            mount.arg("--target").arg(format!("{target}={}", self.uri(target)));
+        }
+        let finished = run(&mut restore);
+        assert_eq!(finished.code, 0, "restore from {targets:?}: {}", finished.stderr);
+        let daemon = Daemon::start(mount, &mnt).unwrap();
         let looked = {
             let _watch = daemon.watch();
             look(&mnt)
@@ -189,15 +200,50 @@ impl Rig {
         History::parse(&log)
     }
 
-    /// Compares what is mounted with the history; keeps what is needed to understand a failure.
-    pub fn check(&self, what: &str, start: &Found, history: &History, found: &Found, crash: Crash) {
-        if let Err(why) = history.check(start, found, crash) {
+    /// Compares what is mounted with the history; keeps what is needed to understand a failure. Returns which file is which
+    /// inode.
+    pub fn check(
+        &self,
+        what: &str,
+        start: &Found,
+        history: &History,
+        found: &Found,
+        crash: Crash,
+    ) -> BTreeMap<usize, u64> {
+        history.check(start, found, crash).unwrap_or_else(|why| {
             let keep = std::env::temp_dir().join("tandemfs-crash-failed");
             let _ = std::fs::create_dir_all(&keep);
             let _ = std::fs::copy(self.base.join("workload.log"), keep.join("workload.log"));
             let _ = std::fs::copy(self.state.join("daemon.log"), keep.join("daemon.log"));
             panic!("{what}: {why}\nlogs: {}\n{}", keep.display(), self.log());
+        })
+    }
+
+    /// From the next mount on an `fsync` returns when so many have what it covers.
+    pub fn acknowledge(&mut self, acked: Acked) {
+        self.acked = Some(match acked {
+            Acked::Local => "local",
+            Acked::One => "one",
+            Acked::All => "all",
+        });
+    }
+}
+
+/// What was restored from targets as a crash left them.
+pub struct Left {
+    single: Vec<Found>,
+    together: Found,
+}
+
+impl Left {
+    /// Each target holds what it acknowledged, and a cut; together they hold what any of them does.
+    pub fn check(&self, what: &str, rig: &Rig, past: &Past) {
+        let places = rig.targets.iter().map(|(name, _)| name.as_str());
+        for (name, found) in places.zip(&self.single) {
+            past.check(found, From::Single).unwrap_or_else(|why| panic!("{what}: restored from {name}: {why}"));
         }
+        let union = past.check(&self.together, From::All).and_then(|()| past.check_union(&self.together, &self.single));
+        union.unwrap_or_else(|why| panic!("{what}: restored from all: {why}"));
     }
 }
 

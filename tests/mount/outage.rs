@@ -31,6 +31,27 @@ fn what_was_written_during_an_outage_arrives_after_it() {
 }
 
 #[test]
+fn status_counts_a_synced_file_that_waits() {
+    let place = Place::new(&["a"]);
+    let mounted = place.mount();
+    std::fs::write(mounted.path("before"), b"before").unwrap();
+    assert_eq!(mounted.command("flush", &["--timeout", "60"]).code, 0);
+    std::fs::rename(place.path("a"), place.path("away")).unwrap();
+    let mut file = std::fs::File::create(mounted.path("f")).unwrap();
+    std::io::Write::write_all(&mut file, &[7; 5000]).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    // Its session is over then, and all that is known of it is a record.
+    wait_for("it is a chunk that waits", || mounted.status()["targets"][0]["pending_objects"] == 1);
+    let status = mounted.status();
+    assert_eq!((&status["unreplicated"]["files"], &status["safe"]), (&1.into(), &false.into()), "{status:#}");
+    let told = mounted.command("status", &[]).stdout;
+    assert!(told.contains("waiting: 1 file, 4.9 KiB"), "{told}");
+    std::fs::rename(place.path("away"), place.path("a")).unwrap();
+    mounted.umount();
+}
+
+#[test]
 fn t1_an_empty_place_is_blocked_not_filled() {
     let place = Place::new(&["a", "b"]);
     let mounted = place.mount();

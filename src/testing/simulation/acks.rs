@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::oracle::Fsync;
 use super::programs::Version;
 use super::world::World;
 use crate::config::Policy;
-use crate::id::InodeId;
+use crate::id::{InodeId, Seq};
 use crate::vfs::acknowledge::Flushed;
 
 /// Somebody waits.
@@ -19,6 +20,8 @@ pub(super) struct Wait {
     /// What it held when it was asked.
     version: Version,
     policy: Policy,
+    /// An `fsync`, with the journal head when it was called.
+    synced: Option<Seq>,
     answer: Arc<Mutex<Option<crate::vfs::Result<()>>>>,
 }
 
@@ -27,10 +30,12 @@ impl World {
         &mut self,
         ino: InodeId,
         policy: Policy,
+        synced: Option<Seq>,
         call: impl Future<Output = crate::vfs::Result<()>> + Send + 'static,
     ) {
         let answer = Arc::new(Mutex::new(None));
-        let wait = Wait { ino, version: self.programs.files[&ino].version(), policy, answer: answer.clone() };
+        let version = self.programs.files[&ino].version();
+        let wait = Wait { ino, version, policy, synced, answer: answer.clone() };
         let mounted = self.mounted.as_ref().expect("mounted");
         mounted.runtime.spawn(async move {
             let result = call.await;
@@ -44,7 +49,8 @@ impl World {
         let vfs = self.vfs();
         let policy = vfs.policies(ino).unwrap().fsync;
         self.trace.note(format_args!("fsync {ino} {policy}"));
-        self.wait(ino, policy, vfs.fsync_later(ino));
+        let head = self.meta().head();
+        self.wait(ino, policy, Some(head), vfs.fsync_later(ino));
         // It has begun before the program goes on.
         self.run(1);
     }
@@ -55,7 +61,7 @@ impl World {
         match vfs.flush_now(ino, handle).unwrap() {
             Flushed::Done => {}
             Flushed::Later(policy) => {
-                self.wait(ino, policy, vfs.flush_later(ino, policy));
+                self.wait(ino, policy, None, vfs.flush_later(ino, policy));
                 self.run(1);
             }
         }
@@ -71,6 +77,10 @@ impl World {
             self.trace.note(format_args!("{} {}: {answer:?}", wait.ino, wait.policy));
             if answer == Some(Ok(())) {
                 self.life.acks += 1;
+                if let Some(called) = wait.synced {
+                    let answered = self.meta().head();
+                    self.truth.fsyncs.push(Fsync { ino: wait.ino, called, answered });
+                }
                 self.check_answer(&wait);
             }
         }

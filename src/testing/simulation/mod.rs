@@ -19,6 +19,7 @@
 //! |---|---|
 //! | a segment or `complete.json` arrives after every chunk that it names | [`place`], at each put |
 //! | no object but a chunk is ever replaced; no chunk is deleted within the time of grace | [`place`] |
+//! | no chunk is deleted that one of the two newest checkpoints names | [`named`] |
 //! | after a crash: all that was acknowledged, each file wholly one of its contents | [`programs`] |
 //! | recovery twice = recovery once | [`world`] |
 //! | a target restores to its records and no other; what is missing conflicts with nothing that is there (O6) | [`oracle`] |
@@ -26,6 +27,8 @@
 //! | faults off: everything drains, scrub finds nothing | [`world`] |
 
 mod acks;
+mod late;
+mod named;
 mod oracle;
 mod place;
 mod programs;

@@ -15,7 +15,7 @@ use super::world::World;
 use crate::clock;
 use crate::format::checkpoint::Complete;
 use crate::format::key::{self, CheckpointFile, Key};
-use crate::format::record::{Change, Record};
+use crate::format::record::{Change, Record, VoidReason};
 use crate::format::segment;
 use crate::id::{ChunkHash, InodeId, SegmentNumber, Seq};
 use crate::meta::history::{assert_consistent, dump, empty_store_of};
@@ -31,12 +31,24 @@ pub(super) struct Truth {
     pub records: BTreeMap<Seq, Change>,
     /// Those that fill a slot which an `fsync` reserved.
     synced: BTreeSet<Seq>,
+    /// Those that returned.
+    pub fsyncs: Vec<Fsync>,
     /// All up to here are known.
     known: Seq,
     /// Keeps those that are not.
     hold: Option<Hold>,
     /// Chunks that nothing refers to, and when that was first seen.
     dead: BTreeMap<ChunkHash, (Seq, Duration)>,
+}
+
+/// An `fsync` that returned.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fsync {
+    pub ino: InodeId,
+    /// Of the journal, when it was called.
+    pub called: Seq,
+    /// The same when it was seen to have returned.
+    pub answered: Seq,
 }
 
 /// What lies on a target.
@@ -84,6 +96,26 @@ impl Truth {
         }
         self.hold = Some(holds.hold(self.known.next()));
     }
+
+    /// The record with the content that a file had at this place of history, if it took one before; `None`, too, if that
+    /// came to nothing.
+    fn content_at(&self, ino: InodeId, at: Seq) -> Option<Seq> {
+        let of_file = |(seq, change): (&Seq, &Change)| match change {
+            Change::Content(content) if content.ino == ino => Some((*seq, None)),
+            Change::Void { ino: of, why, .. } if *of == ino => Some((*seq, Some(*why))),
+            _ => None,
+        };
+        match self.records.range(..=at).rev().find_map(of_file)? {
+            (seq, None) => Some(seq),
+            // Moved: it came later, as one unit with this.
+            (seq, Some(VoidReason::Moved)) => {
+                let moved = |of: &(Seq, Option<VoidReason>)| of.1 != Some(VoidReason::Moved);
+                let (seq, why) = self.records.range(seq.next()..).filter_map(of_file).find(moved)?;
+                why.is_none().then_some(seq)
+            }
+            _ => None,
+        }
+    }
 }
 
 impl World {
@@ -93,9 +125,12 @@ impl World {
         self.truth.learn(&meta, &holds);
     }
 
-    /// T9: nothing was deleted within the time of grace.
-    pub(super) fn check_deletions(&mut self) {
+    /// T9: nothing was deleted within the time of grace; no call did what none may do.
+    pub(super) fn check_calls(&mut self) {
         for place in &self.places {
+            if let Some(broken) = place.broken() {
+                panic!("world {}: {broken}", self.seed);
+            }
             for (hash, at) in place.take_deleted() {
                 self.life.deletions += 1;
                 // Not dead: wanted again since, or its row went because it is nowhere.
@@ -193,6 +228,14 @@ impl World {
                 assert!(missing.admits(footprint), "world {seed}: {name} has {seq}, which overtook what it must not");
             } else {
                 missing.insert(footprint);
+            }
+        }
+        // What came after an `fsync` is not there without what that covered, whenever it was written.
+        if let Some(newest) = seqs.last() {
+            for fsync in self.truth.fsyncs.iter().filter(|fsync| fsync.answered < *newest) {
+                if let Some(content) = self.truth.content_at(fsync.ino, fsync.called) {
+                    assert!(seqs.contains(&content), "world {seed}: {name} has {newest}, and not {content}: {fsync:?}");
+                }
             }
         }
         if held.records.is_empty() {

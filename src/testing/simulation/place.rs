@@ -14,9 +14,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::named::Named;
 use super::trace::Trace;
 use crate::chance::Seeded;
 use crate::clock;
+use crate::format::checkpoint::Complete;
 use crate::format::key::{self, CheckpointFile, Key};
 use crate::format::record::Change;
 use crate::format::segment;
@@ -47,6 +49,8 @@ pub(super) struct Character {
     pub slow: bool,
     pub full: bool,
     pub down: bool,
+    /// No chunk arrives before it is another one.
+    pub keeps_chunks_out: bool,
 }
 
 /// One object store. Clones share it.
@@ -74,6 +78,9 @@ struct State {
     lied: bool,
     /// Chunks that it was asked to delete, and when.
     deleted: Vec<(ChunkHash, Duration)>,
+    named: Named,
+    /// What a call did that none may do. It ended in a panic of its task, which nobody may notice.
+    broken: Option<String>,
     trace: Trace,
     calls: u64,
 }
@@ -106,6 +113,8 @@ impl Place {
             misread: false,
             lied: false,
             deleted: vec![],
+            named: Named::default(),
+            broken: None,
             trace,
             calls: 0,
         };
@@ -119,6 +128,10 @@ impl Place {
         }
         state.misread |= character.stale || character.reads_wrong + character.reads_short > 0;
         state.character = character;
+    }
+
+    pub(super) fn character(&self) -> Character {
+        self.state.lock().character
     }
 
     /// True if what was read from it may ever have been wrong: then it may have been taken for somebody else's.
@@ -159,6 +172,19 @@ impl Place {
     /// Chunks that were deleted since the last look, and when.
     pub(super) fn take_deleted(&self) -> Vec<(ChunkHash, Duration)> {
         std::mem::take(&mut self.state.lock().deleted)
+    }
+
+    /// See [`State::broken`].
+    pub(super) fn broken(&self) -> Option<String> {
+        self.state.lock().broken.clone()
+    }
+
+    fn insist(&self, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            let what = format!("{}: {}", self.name, what());
+            self.state.lock().broken.get_or_insert(what.clone());
+            panic!("{what}");
+        }
     }
 
     pub(super) fn calls(&self) -> u64 {
@@ -285,7 +311,7 @@ impl Place {
                 let (kind, class) = (Kind::Exists, Class::Rejected);
                 return Err(Error { kind, class, operation: "put", key, message, retry_after: None });
             }
-            assert_eq!(before, body, "{}: {key} is written a second time", self.name);
+            self.insist(before == body, || format!("{key} is written a second time"));
         }
         self.check_arrival(key, body);
         self.memory.objects().insert(key.to_owned(), body.clone());
@@ -297,9 +323,13 @@ impl Place {
         self.memory.objects().remove(key);
         let mut state = self.state.lock();
         state.damaged.remove(key);
+        state.named.forget(key);
         if let Key::Chunk(hash) = key::parse(key) {
             let now = clock::simulated::now().unwrap_or_default();
             state.deleted.push((hash, now));
+            let named = state.named.who_names(hash).filter(|_| !state.lied).map(str::to_owned);
+            drop(state);
+            self.insist(named.is_none(), || format!("chunk {hash} is deleted and named by {named:?}"));
         }
     }
 
@@ -307,7 +337,7 @@ impl Place {
     fn check_arrival(&self, key: &str, body: &Bytes) {
         match key::parse(key) {
             Key::Chunk(hash) => {
-                assert_eq!(ChunkHash::of(body), hash, "{}: wrong bytes under the name of a chunk (S5)", self.name);
+                self.insist(ChunkHash::of(body) == hash, || "wrong bytes under the name of a chunk (S5)".into());
             }
             Key::Segment { epoch, writer, n } => {
                 let (filesystem, damaged) = {
@@ -323,12 +353,20 @@ impl Place {
                 });
                 for (hash, _) in chunks.flatten() {
                     let there = self.memory.objects().contains_key(&key::chunk(*hash));
-                    assert!(there || damaged, "{}: {key} names chunk {hash}, which is not there", self.name);
+                    self.insist(there || damaged, || format!("{key} names chunk {hash}, which is not there"));
                 }
             }
             Key::Checkpoint { seq, export, file: CheckpointFile::Complete } => {
-                let slots = key::checkpoint_part(seq, export, CheckpointFile::Slots);
-                assert!(self.memory.objects().contains_key(&slots), "{}: {key} before its parts", self.name);
+                let complete = Complete::decode(body, seq, export).unwrap_or_else(|e| panic!("{}: {e}", self.name));
+                let missing = {
+                    let objects = self.memory.objects();
+                    let mut state = self.state.lock();
+                    let damaged = state.lied;
+                    let named = state.named.completed(key, &complete, export, &objects);
+                    let there = |hash: &ChunkHash| damaged || objects.contains_key(&key::chunk(*hash));
+                    named.and_then(|named| named.iter().copied().find(|hash| !there(hash)))
+                };
+                self.insist(missing.is_none(), || format!("{key} names chunk {missing:?}, which is not there"));
             }
             _ => {}
         }
@@ -346,6 +384,9 @@ impl Target for Place {
     async fn put(&self, key: &str, body: Body, existing: Existing) -> Result<()> {
         let body: Bytes = body.parts().concat().into();
         let late = Late::Put(key.to_owned(), body.clone(), existing);
+        while key.starts_with(key::CHUNKS) && self.character().keeps_chunks_out {
+            clock::sleep(Duration::from_secs(1)).await;
+        }
         self.call("put", key, Some(late), |fate| match fate {
             // Only chunks are replaced; what else breaks off has left nothing.
             Fate::Torn if key.starts_with(key::CHUNKS) => {

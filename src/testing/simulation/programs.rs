@@ -158,14 +158,24 @@ impl World {
     /// `cp`: a new file, or one that is emptied, is written and closed.
     fn whole_file(&mut self, parent: InodeId, name: Vec<u8>) {
         let bytes = self.bytes();
+        if let Some(ino) = self.write_whole(parent, name, &bytes)
+            && self.random.below(4) > 0
+        {
+            self.close(ino);
+        }
+    }
+
+    /// A new file, or one that is emptied, is written; `None`: it was refused, or is open.
+    pub(super) fn write_whole(&mut self, parent: InodeId, name: Vec<u8>, bytes: &[u8]) -> Option<InodeId> {
         let vfs = self.vfs();
         let mut kernel = NoKernel::default();
         let known = self.programs.names.get(&(parent, name.clone())).copied();
         let ino = match known {
-            Some(ino) if self.programs.files.get(&ino).is_none_or(|file| file.handle.is_some()) => return,
+            Some(ino) if self.programs.files.get(&ino).is_none_or(|file| file.handle.is_some()) => return None,
             Some(ino) => {
                 if let Err(error) = vfs.open(&ROOT, ino, libc::O_RDWR | libc::O_TRUNC, &mut kernel) {
-                    return self.refused("open", error);
+                    self.refused("open", error);
+                    return None;
                 }
                 ino
             }
@@ -181,7 +191,10 @@ impl World {
                 }
                 match (created, ino) {
                     (Ok(()), Ok(ino)) => ino,
-                    (Err(error), _) | (_, Err(error)) => return self.refused("create", error),
+                    (Err(error), _) | (_, Err(error)) => {
+                        self.refused("create", error);
+                        return None;
+                    }
                 }
             }
         };
@@ -191,10 +204,8 @@ impl World {
         if known.is_some() {
             file.becomes(vec![]);
         }
-        self.write(ino, 0, &bytes);
-        if self.random.below(4) > 0 {
-            self.close(ino);
-        }
+        self.write(ino, 0, bytes);
+        Some(ino)
     }
 
     fn refused(&mut self, call: &str, error: rustix::io::Errno) {
@@ -248,7 +259,12 @@ impl World {
     }
 
     fn open_one(&mut self) {
-        let Some(ino) = self.some_file(|file| file.handle.is_none()) else { return };
+        if let Some(ino) = self.some_file(|file| file.handle.is_none()) {
+            self.open(ino);
+        }
+    }
+
+    pub(super) fn open(&mut self, ino: InodeId) {
         let mut kernel = NoKernel::default();
         if let Err(error) = self.vfs().open(&ROOT, ino, libc::O_RDWR, &mut kernel) {
             return self.refused("open", error);
@@ -271,7 +287,7 @@ impl World {
         }
     }
 
-    fn close(&mut self, ino: InodeId) {
+    pub(super) fn close(&mut self, ino: InodeId) {
         let handle = self.programs.files[&ino].handle.expect("it is open");
         self.flush(ino, handle);
         self.vfs().release(ino, handle).unwrap();
@@ -373,7 +389,7 @@ impl World {
         self.trace.note(format_args!("rmdir {ino}"));
     }
 
-    fn set_mode(&mut self) {
+    pub(super) fn set_mode(&mut self) {
         let Some((_, ino)) = self.some_name() else { return };
         let mode = Some(0o600 + self.random.below(64) as u32);
         self.vfs().setattr(&ROOT, ino, &SetAttributes { mode, ..SetAttributes::default() }).unwrap();

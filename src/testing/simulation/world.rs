@@ -107,10 +107,11 @@ pub(super) struct Tuning {
     rotation: Rotation,
     /// The last target may lose what it has confirmed.
     lies: bool,
+    late_checkpoints: bool,
 }
 
 impl Tuning {
-    fn draw(random: &mut Seeded) -> Tuning {
+    fn draw(seed: u64, random: &mut Seeded) -> Tuning {
         let policies = [Policy::Local, Policy::Local, Policy::Targets(1), Policy::Quorum, Policy::All];
         let limits = resync::Limits {
             rows_max: [6, 25, 1_000_000][random.below(3)],
@@ -134,6 +135,7 @@ impl Tuning {
             used_max: [100 << 10, 1 << 20, 1 << 30][random.below(3)],
             rotation: Rotation { synced_after: Duration::from_secs(2), after: Duration::from_secs(60) },
             lies: random.below(4) == 0,
+            late_checkpoints: seed % 4 == 3,
         }
     }
 }
@@ -192,7 +194,7 @@ impl World {
         std::fs::create_dir(dir.path().join("state")).unwrap();
         let meta = Meta::create(&dir.path().join("state/meta.sqlite"), &created).unwrap();
         meta.write(|tx| tx.make_root(0o755, 0, 0, clock::now())).unwrap();
-        let tuning = Tuning::draw(&mut random);
+        let tuning = Tuning::draw(seed, &mut random);
         let mut world = World {
             seed,
             random,
@@ -279,7 +281,7 @@ impl World {
     }
 
     /// Lets time pass, from one moment at which something happens to the next.
-    fn advance(&mut self, duration: Duration) {
+    pub(super) fn advance(&mut self, duration: Duration) {
         let mut left = duration;
         while !left.is_zero() {
             let next = simulated::until_next().unwrap_or(left).min(left);
@@ -401,7 +403,7 @@ impl World {
         mounted.fetcher.set_sources(self.places.iter().filter_map(source).collect());
     }
 
-    fn row(&self, index: usize) -> TargetRow {
+    pub(super) fn row(&self, index: usize) -> TargetRow {
         let name = &self.places[index].name;
         self.meta().targets().unwrap().into_iter().find(|row| row.name == *name).expect("it has a row")
     }
@@ -416,7 +418,7 @@ impl World {
                 self.boot += 1;
             }
         }
-        self.check_deletions();
+        self.check_calls();
         self.waits.clear();
         self.mounted = None;
         if self.random.below(3) == 0 {
@@ -463,6 +465,7 @@ impl World {
             slow: random.below(6) == 0,
             full: random.below(8) == 0,
             down: random.below(4) == 0,
+            keeps_chunks_out: false,
         };
         self.places[index].is_now(character);
         self.trace.note(format_args!("{} is {character:?}", self.places[index].name));
@@ -472,7 +475,7 @@ impl World {
     }
 
     /// What the daemon's threads do now and then.
-    fn tend(&mut self) {
+    pub(super) fn tend(&mut self) {
         let mounted = self.mounted.as_mut().expect("mounted");
         let live = mounted.live.clone();
         live.files.tick(&self.tuning.rotation).unwrap();
@@ -501,6 +504,14 @@ impl World {
             self.mounted.as_mut().expect("mounted").pipeline.commit().unwrap();
             self.learn();
         }
+    }
+
+    /// They do everything that there is to do.
+    pub(super) fn seal_all(&mut self) {
+        let mounted = self.mounted.as_mut().expect("mounted");
+        while mounted.pipeline.seal() {}
+        mounted.pipeline.commit().unwrap();
+        self.learn();
     }
 
     /// The operator pauses a target, lets it go on, gives it another place, asks for a checkpoint or for GC.
@@ -603,14 +614,17 @@ impl World {
         let turns = self.random.below(6);
         self.run(turns);
         self.check_answers();
-        self.check_deletions();
+        self.check_calls();
     }
 
     /// The whole life of a world.
     pub(super) fn live_on(&mut self) {
         self.mount(None);
-        for _ in 0..STEPS {
+        for step in 0..STEPS {
             self.step();
+            if self.tuning.late_checkpoints && step % 20 == 10 {
+                self.late_checkpoint();
+            }
         }
         self.places.iter().for_each(|place| place.is_now(Character::default()));
         match self.random.below(3) {
@@ -636,6 +650,7 @@ impl World {
         if self.random.below(2) == 0 {
             self.age();
         }
+        self.check_calls();
         for index in 0..self.places.len() {
             self.life.checkpoints += self.meta().checkpoints(self.row(index).bit).unwrap().len() as u64;
         }
@@ -665,7 +680,7 @@ impl World {
             self.advance(patience);
             let collector = self.mounted.as_ref().expect("mounted").collector.clone();
             self.drive("gc", async { collector.now().await }).unwrap();
-            self.check_deletions();
+            self.check_calls();
         }
         self.drain();
         for place in &self.places {
@@ -695,10 +710,7 @@ impl World {
         }
         let began = clock::instant();
         loop {
-            let mounted = self.mounted.as_mut().expect("mounted");
-            while mounted.pipeline.seal() {}
-            mounted.pipeline.commit().unwrap();
-            self.learn();
+            self.seal_all();
             self.tend();
             let (rows, head) = (self.meta().targets().unwrap(), self.meta().head());
             let live = self.live();
