@@ -19,7 +19,7 @@ use std::time::Duration;
 use super::files::{Files, local_error};
 use super::live::LiveFile;
 use super::session::{Frozen, Staged, remove_files};
-use super::slots::{Rotation, reserved};
+use super::slots::{Rotation, Round, reserved};
 use crate::chunk::copy;
 use crate::chunk::file::SessionName;
 use crate::chunk::space::Admission;
@@ -46,14 +46,16 @@ pub struct Waiting {
 }
 
 impl Files {
-    /// Copies what is due: of open files on backing files those changed since their last copy.
+    /// Copies what is due: of open files on backing files those changed since their last copy. One that cannot be copied
+    /// keeps no other from it; the first error is returned.
     pub fn export_due(&self, rotation: &Rotation) -> Result<()> {
+        let mut round = Round::default();
         for file in self.all() {
             if self.is_due(&file, rotation) {
-                self.export(&file)?;
+                round.note(file.ino, self.export(&file));
             }
         }
-        Ok(())
+        round.end()
     }
 
     fn is_due(&self, file: &LiveFile, rotation: &Rotation) -> bool {
@@ -71,26 +73,30 @@ impl Files {
     }
 
     /// Gives the content of those passthrough files that are wanted their place in history, and its bytes to the sealers
-    /// where a copy is cheap.
-    pub(super) fn export_where(&self, wanted: impl Fn(InodeId, &Staged) -> bool) -> Result<()> {
+    /// where a copy is cheap. One that cannot be copied keeps no other from it. The error is that of `own`, or without one
+    /// the first.
+    pub(super) fn export_where(&self, own: Option<InodeId>, wanted: impl Fn(InodeId, &Staged) -> bool) -> Result<()> {
+        let mut round = Round::of(own);
         for file in self.all() {
-            let size = {
-                let mut state = file.state.write();
-                self.observe(file.ino, &mut state)?;
-                let Some(staged) = state.staged.as_ref().filter(|staged| staged.backing.is_some()) else { continue };
-                if state.unnamed || !(staged.is_dirty() || staged.has_slot) || !wanted(file.ino, staged) {
-                    continue;
-                }
-                if staged.is_dirty() {
-                    self.reserve(file.ino, &mut state, false)?;
-                }
-                state.attributes.map_or(0, |attributes| attributes.size)
-            };
-            if size <= COPIED_MAX || self.shares_blocks() {
-                self.export(&file)?;
-            }
+            round.note(file.ino, self.export_if(&file, &wanted));
         }
-        Ok(())
+        round.end()
+    }
+
+    fn export_if(&self, file: &Arc<LiveFile>, wanted: impl Fn(InodeId, &Staged) -> bool) -> Result<()> {
+        let size = {
+            let mut state = file.state.write();
+            self.observe(file.ino, &mut state)?;
+            let Some(staged) = state.staged.as_ref().filter(|staged| staged.backing.is_some()) else { return Ok(()) };
+            if state.unnamed || !(staged.is_dirty() || staged.has_slot) || !wanted(file.ino, staged) {
+                return Ok(());
+            }
+            if staged.is_dirty() {
+                self.reserve(file.ino, &mut state, false)?;
+            }
+            state.attributes.map_or(0, |attributes| attributes.size)
+        };
+        if size <= COPIED_MAX || self.shares_blocks() { self.export(file) } else { Ok(()) }
     }
 
     /// Copies the file as it is now, and hands its slot over to the copy. A file that is closed meanwhile needs none.

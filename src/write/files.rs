@@ -343,7 +343,14 @@ impl Files {
     /// Makes room for sessions where there are as many as may be: those of other files go to the sealers, open or not, and
     /// begin anew with the next write (O8).
     pub fn make_room(&self) -> Result<()> {
-        if self.sessions.load(Ordering::Acquire) < self.sessions_max { Ok(()) } else { self.rotate().map(drop) }
+        if self.sessions.load(Ordering::Acquire) < self.sessions_max {
+            return Ok(());
+        }
+        let (exported, cut) = self.rotate_what_can();
+        if let Err(error) = exported {
+            tracing::warn!(%error, "an open file could not be copied; others made room");
+        }
+        cut.map(drop)
     }
 
     /// True while `ino` has an open handle.

@@ -206,9 +206,14 @@ impl Files {
     /// Rotation (O8): one cut of the whole filesystem. Every dirty open session takes its slot in one transaction, as one
     /// unit, and goes to the sealers; later writes begin fresh sessions. Files that the kernel writes into itself cannot be
     /// cut: copies of them are taken before (P4). Returns the journal head of the cut.
+    /// An error: the first of a file that could not be copied; all others have their place.
     pub fn rotate(&self) -> Result<Seq> {
-        self.export_where(|_, _| true)?;
-        self.cut(None, |_| true)
+        let (exported, cut) = self.rotate_what_can();
+        exported.and(cut)
+    }
+
+    pub(super) fn rotate_what_can(&self) -> (Result<()>, Result<Seq>) {
+        (self.export_where(None, |_, _| true), self.cut(None, |_| true))
     }
 
     /// Takes what an acknowledgement waits for out of the hands of writers: the session of `ino`, and those of other files
@@ -216,7 +221,7 @@ impl Files {
     /// has no name, and so nothing to be acknowledged.
     pub fn cut_for(&self, ino: InodeId) -> Result<Option<Seq>> {
         let own = self.find(ino);
-        self.export_where(|of, staged| of == ino || staged.fsynced)?;
+        self.export_where(Some(ino), |of, staged| of == ino || staged.fsynced)?;
         self.cut(own.as_ref(), |staged| staged.fsynced)?;
         match self.meta.inode(ino) {
             Ok(inode) if inode.nlink > 0 => Ok(Some(inode.last_seq)),
@@ -271,7 +276,7 @@ impl Files {
     }
 
     /// Rotates if some session is due, removes files that are of no more use, and ends sessions of closed files that could
-    /// not be ended before (disk full).
+    /// not be ended before (disk full). One that cannot be ended keeps no other from it; the first error is returned.
     pub fn tick(&self, rotation: &Rotation) -> Result<()> {
         if self.meta.latched().is_some() {
             // It was said once; nothing goes on until remount.
@@ -280,6 +285,7 @@ impl Files {
         self.remove_doomed()?;
         let now = clock::instant();
         let mut due = false;
+        let mut round = Round::default();
         for file in self.all() {
             let unfinished = {
                 let state = file.state.read();
@@ -295,12 +301,41 @@ impl Files {
                 let _syncing = file.syncing.lock();
                 let mut state = file.state.write();
                 if state.opens() == 0 {
-                    self.close_last(&file, &mut state)?;
+                    round.note(file.ino, self.close_last(&file, &mut state));
                 }
             }
             self.forget_if_idle(&file);
         }
-        if due { self.cut(None, |_| true).map(drop) } else { Ok(()) }
+        let cut = if due { self.cut(None, |_| true).map(drop) } else { Ok(()) };
+        cut.and(round.end())
+    }
+}
+
+/// A round over many files that goes on after an error.
+#[derive(Debug, Default)]
+pub(super) struct Round {
+    /// The file that it is for: errors of others are none of its.
+    own: Option<InodeId>,
+    failed: Option<Error>,
+}
+
+impl Round {
+    pub(super) fn of(own: Option<InodeId>) -> Round {
+        Round { own, ..Round::default() }
+    }
+
+    pub(super) fn note(&mut self, ino: InodeId, done: Result<()>) {
+        let Err(error) = done else { return };
+        if self.failed.is_none() && self.own.is_none_or(|own| own == ino) {
+            self.failed = Some(error);
+        } else {
+            tracing::warn!(inode = ino.0, %error, "a file keeps its place in the round; the others go on");
+        }
+    }
+
+    /// The error that counts.
+    pub(super) fn end(self) -> Result<()> {
+        self.failed.map_or(Ok(()), Err)
     }
 }
 
@@ -327,5 +362,94 @@ pub(super) fn reserved(state: &mut State, fsynced: bool) {
         staged.slot_synced_size = staged.synced_size;
         staged.has_slot = true;
         staged.fsynced |= fsynced;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::*;
+    use crate::meta::testing;
+    use crate::write::pipeline_tests::Mount;
+
+    /// A file of a byte that the kernel wrote into itself.
+    fn backed(mount: &Mount, name: &[u8]) -> InodeId {
+        let ino = mount.create(name);
+        mount.files.write(ino, 0, b"x").unwrap();
+        mount.files.with_live(ino, InodeId::ROOT, |_, state| {
+            state.staged.as_mut().unwrap().back(mount.files.chunk_files(), |_| Ok(())).unwrap();
+        });
+        ino
+    }
+
+    /// From here on its file can be looked at, and nothing else: no lease, no copy.
+    fn break_file(mount: &Mount, ino: InodeId) {
+        mount.files.with_live(ino, InodeId::ROOT, |_, state| {
+            let staged = state.staged.as_mut().unwrap();
+            let path = mount.files.chunk_files().locate(&staged.path);
+            staged.file = Arc::new(OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).unwrap());
+        });
+    }
+
+    fn is_staged(mount: &Mount, ino: InodeId) -> bool {
+        mount.files.find(ino).is_some_and(|file| file.state.read().staged.is_some())
+    }
+
+    fn mount() -> (tempfile::TempDir, Mount) {
+        let (dir, meta) = testing::store();
+        drop(meta);
+        let mount = Mount::after(dir.path(), true, "boot");
+        (dir, mount)
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_ended_keeps_no_other_from_it() {
+        let (_dir, mount) = mount();
+        let (broken, good, open) = (backed(&mount, b"a"), backed(&mount, b"b"), mount.create(b"c"));
+        assert!(broken < good, "it is met first");
+        mount.files.write(open, 0, b"y").unwrap();
+        break_file(&mount, broken);
+        for ino in [broken, good] {
+            // As if it had been released while the disk was full.
+            mount.files.with_live(ino, InodeId::ROOT, |_, state| state.modes.released(super::super::iomode::Io::Plain));
+        }
+        let rotation = Rotation { synced_after: Duration::ZERO, after: Duration::ZERO };
+        mount.files.tick(&rotation).unwrap_err();
+        assert!(is_staged(&mount, broken));
+        assert!(!is_staged(&mount, good), "it went to the sealers");
+        assert!(!is_staged(&mount, open), "it was rotated");
+    }
+
+    #[test]
+    fn p4_a_file_that_cannot_be_copied_keeps_no_other_from_it() {
+        let (_dir, mount) = mount();
+        let (broken, good, plain) = (backed(&mount, b"a"), backed(&mount, b"b"), mount.create(b"c"));
+        assert!(broken < good, "it is met first");
+        break_file(&mount, broken);
+        let write = |ino| {
+            mount.files.with_live(ino, InodeId::ROOT, |_, state| {
+                let staged = state.staged.as_mut().unwrap();
+                (staged.dirtyings, staged.fsynced) = (staged.dirtyings + 1, true);
+            });
+        };
+        let waits = |ino| mount.files.with_live(ino, InodeId::ROOT, |_, state| state.staged.as_ref().unwrap().has_slot);
+        for ino in [broken, good] {
+            write(ino);
+        }
+        assert!(mount.files.cut_for(good).unwrap().is_some(), "the other's error is not that of this file");
+        assert!(!waits(good), "its copy has the slot");
+        mount.files.cut_for(broken).unwrap_err();
+
+        write(good);
+        mount.files.export_due(&Rotation { synced_after: Duration::ZERO, after: Duration::ZERO }).unwrap_err();
+        assert!(waits(broken) && !waits(good));
+
+        write(good);
+        mount.files.write(plain, 0, b"y").unwrap();
+        mount.files.rotate().unwrap_err();
+        assert!(waits(broken) && !waits(good));
+        assert!(!is_staged(&mount, plain), "it was cut");
     }
 }
