@@ -383,8 +383,9 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // A write through the page cache was preceded by a SETATTR if there was anything to clear; a direct one was not.
-        let direct = flags.0 & libc::O_DIRECT != 0;
+        // A write through the page cache was preceded by a SETATTR if there was anything to clear; a direct one was not,
+        // whether the program asked for it or our answer to its open.
+        let direct = flags.0 & libc::O_DIRECT != 0 || io::is_direct(handle.0);
         let kill_set_ids =
             (direct && write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)).then(|| caller(request));
         self.reply_write(inode(ino), handle.0, offset, data, kill_set_ids, reply);

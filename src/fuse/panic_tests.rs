@@ -1,19 +1,24 @@
-//! A handler that panics, on a mount of this process: the call fails, the mount lives.
+//! A handler that panics, on a mount of this process: the call fails, the mount lives. What other users' writes take away.
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::{MountOptions, Options, Session, Unmount};
+use crate::clock;
 use crate::vfs::tests::Rig;
 
 /// The operation whose handlers panic.
 static PANICS: Mutex<Option<&'static str>> = Mutex::new(None);
+
+/// Held by a test that has a mount: a panic on purpose is in all of this process.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Panics in the operation that a test named.
 pub(super) fn failpoint(operation: &'static str) {
@@ -40,6 +45,7 @@ fn a_panic_in_any_handler_fails_that_call_only() {
         eprintln!("SKIPPED: a real mount needs root and /dev/fuse");
         return;
     }
+    let _alone = ALONE.lock();
     let dir = tempfile::tempdir().unwrap();
     let mnt = dir.path().canonicalize().unwrap();
     let (rig, panics) = (Rig::new(), Arc::new(AtomicU64::new(0)));
@@ -53,6 +59,11 @@ fn a_panic_in_any_handler_fails_that_call_only() {
     std::fs::create_dir(at("directory")).unwrap();
     std::fs::write(at("directory/inside"), "x").unwrap();
     let write = || File::options().write(true).open(at("file"));
+
+    std::os::unix::fs::symlink("file", at("pointer")).unwrap();
+    // Its pages are not the kernel's: made by a size alone.
+    File::create(at("unread")).unwrap().set_len(100).unwrap();
+    let (force, everything) = (rustix::fs::AtFlags::STATX_FORCE_SYNC, rustix::fs::StatxFlags::BASIC_STATS);
 
     type Call<'a> = Box<dyn Fn() -> std::io::Result<()> + 'a>;
     let calls: Vec<(&str, Call<'_>)> = vec![
@@ -88,6 +99,18 @@ fn a_panic_in_any_handler_fails_that_call_only() {
         ("listxattr", Box::new(|| Ok(rustix::fs::listxattr(at("file"), &mut [0u8; 99]).map(drop)?))),
         ("removexattr", Box::new(|| Ok(rustix::fs::removexattr(at("file"), "user.z")?))),
         ("flush", Box::new(|| close_of(write()?))),
+        ("getattr", Box::new(|| Ok(rustix::fs::statx(rustix::fs::CWD, at("file"), force, everything).map(drop)?))),
+        ("readlink", Box::new(|| std::fs::read_link(at("pointer")).map(drop))),
+        ("read", Box::new(|| File::open(at("unread"))?.read_exact(&mut [0; 4]))),
+        ("readdirplus", Box::new(|| std::fs::read_dir(at("directory"))?.try_for_each(|entry| entry.map(drop)))),
+        ("fsyncdir", Box::new(|| File::open(at("directory"))?.sync_all())),
+        (
+            "copy_file_range",
+            Box::new(|| {
+                let to = File::options().write(true).open(at("directory/inside"))?;
+                Ok(rustix::fs::copy_file_range(File::open(at("file"))?, None, to, None, 4).map(drop)?)
+            }),
+        ),
     ];
     for (number, (operation, call)) in calls.iter().enumerate() {
         *PANICS.lock() = Some(operation);
@@ -103,6 +126,72 @@ fn a_panic_in_any_handler_fails_that_call_only() {
     File::create(at("created")).unwrap().write_all(b"x").unwrap();
     std::fs::rename(at("file"), at("renamed")).unwrap();
     std::fs::remove_dir_all(at("directory")).unwrap();
+}
+
+/// Another user writes to a file with set-id bits, each write of which is synced; returns the mode that is left.
+fn mode_after_a_write_of_another_user(path: &Path) -> u32 {
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o6777)).unwrap();
+    let writer = File::options().write(true).custom_flags(libc::O_DSYNC).open(path).unwrap();
+    let write = || {
+        // SAFETY: both take a number, and hold for this thread alone, which ends.
+        unsafe {
+            libc::setfsgid(1000);
+            libc::setfsuid(1000);
+        }
+        writer.write_all_at(b"by a user", 1000).unwrap();
+    };
+    std::thread::scope(|scope| scope.spawn(write).join().unwrap());
+    std::fs::metadata(path).unwrap().mode() & 0o7777
+}
+
+/// A writer that joins passthrough readers is served by us, past the page cache: no SETATTR comes before its writes.
+#[test]
+fn p6_set_id_bits_go_when_another_user_writes_beside_passthrough_readers() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        eprintln!("SKIPPED: a real mount needs root and /dev/fuse");
+        return;
+    }
+    let _alone = ALONE.lock();
+    let (dir, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mnt = dir.path().canonicalize().unwrap();
+    let rig = Rig::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mount = MountOptions { source: "set-id".into(), ..MountOptions::default() };
+    let options = Options { mount, runtime: runtime.handle().clone(), panics: Arc::default(), passthrough: true };
+    let session = Session::start(rig.vfs.clone(), &mnt, &options).unwrap();
+    let _mounted = Mounted(&mnt, Some(session));
+    let (path, twin) = (mnt.join("f"), plain.path().join("f"));
+    let content: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(&path, &content).unwrap();
+    std::fs::write(&twin, &content).unwrap();
+
+    let files = rig.vfs.files();
+    let is_lent = || {
+        let chunks = files.chunk_files();
+        let folders =
+            std::fs::read_dir(chunks.state_dir().join("chunks")).unwrap().map(|folder| folder.unwrap().path());
+        let names = folders.flat_map(|folder| std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()));
+        let name =
+            |path: std::path::PathBuf| path.strip_prefix(chunks.state_dir()).unwrap().to_str().map(str::to_owned);
+        names.filter_map(name).any(|name| chunks.lending().has(&name))
+    };
+    let deadline = clock::instant() + Duration::from_secs(120);
+    let _reader = loop {
+        // Sealed first: the RELEASE of who wrote it is on its way.
+        let reader = File::open(&path).unwrap();
+        if is_lent() || files.passthrough().why_not().is_some() {
+            break reader;
+        }
+        assert!(clock::instant() < deadline, "it is never lent");
+        drop(reader);
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    if let Some(why) = files.passthrough().why_not() {
+        eprintln!("SKIPPED: no passthrough here: {why}");
+        return;
+    }
+    assert_eq!(mode_after_a_write_of_another_user(&twin), 0o777);
+    assert_eq!(mode_after_a_write_of_another_user(&path), 0o777);
 }
 
 /// Closes a descriptor and tells what close(2) said.
