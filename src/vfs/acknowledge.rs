@@ -13,7 +13,7 @@
 //!
 //! - Whatever may wait is a future of its own: no thread of the session and none of the runtime is held meanwhile.
 //! - FLUSH waits for the newest place that the file has at that moment, never for what comes later. A descriptor that
-//!   cannot write never waits.
+//!   cannot write never waits, unless its open emptied the file.
 //! - A deadline that passes is an error to the program (`ETIMEDOUT` from `fsync`, `EIO` from `close`, which has no other);
 //!   nothing is undone: the data stays queued. So the next `fsync` or `close` waits for it again.
 
@@ -155,7 +155,7 @@ impl Vfs {
 
     /// FLUSH: a descriptor was closed; dirty content takes its place in history (O1).
     pub fn flush_now(&self, ino: InodeId, handle: u64) -> Result<Flushed> {
-        if !super::io::writes(handle) {
+        if !super::io::flushes(handle) {
             return Ok(Flushed::Done);
         }
         self.flush(ino)?;
@@ -244,13 +244,14 @@ impl Vfs {
         self: Arc<Self>,
         work: impl FnOnce(&Vfs) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        match crate::aside::blocking(move || work(&self)).await {
-            Ok(result) => result,
-            // Counted and answered where panics of handlers are.
-            Err(ended) => match ended.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(Errno::IO),
-            },
-        }
+        crate::aside::blocking(move || work(&self)).await.unwrap_or_else(|ended| Err(unwound(ended)))
+    }
+}
+
+/// Work ended that was done elsewhere. A panic goes on here: it is counted and answered where panics of handlers are.
+pub(super) fn unwound(ended: tokio::task::JoinError) -> Errno {
+    match ended.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Errno::IO,
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::acknowledge::unwound;
 use super::{Attributes, Caller, Result, Vfs, errno};
 use crate::chunk::space::Admission;
 use crate::clock::{self, Instant};
@@ -77,9 +78,9 @@ fn room_for(range: &Range<u64>, mode: i32) -> u64 {
     if mode & !libc::FALLOC_FL_KEEP_SIZE == 0 { range.end.saturating_sub(range.start) } else { 0 }
 }
 
-/// True if a handle may write.
-pub(super) fn writes(handle: u64) -> bool {
-    Handle::from_number(handle).writes
+/// True if FLUSH of a handle may have something to say.
+pub(super) fn flushes(handle: u64) -> bool {
+    Handle::from_number(handle).flushes()
 }
 
 impl Vfs {
@@ -170,7 +171,7 @@ impl Vfs {
                 }
                 (change, changed)
             };
-            let (again, changed) = crate::aside::blocking(attempt).await.map_err(|_| Errno::IO)?;
+            let (again, changed) = crate::aside::blocking(attempt).await.map_err(unwound)?;
             match changed {
                 Err(error) if is_full(error) && clock::instant() < deadline => {
                     let freed = self.space().freed.notified();

@@ -595,3 +595,26 @@ proptest! {
         compare(&rig, &model);
     }
 }
+
+#[test]
+fn a_panic_while_somebody_waits_for_room_goes_on_to_who_counts_it() {
+    use futures::FutureExt;
+    let rig = Rig::new();
+    let work = rig.vfs.clone().with_room(0, |_| -> Result<()> { panic!("on purpose") });
+    let ended = rig._runtime.block_on(std::panic::AssertUnwindSafe(work).catch_unwind());
+    assert_eq!(ended.unwrap_err().downcast_ref::<&str>(), Some(&"on purpose"));
+}
+
+#[test]
+fn o1_a_truncate_by_an_open_for_reading_has_its_place_when_that_is_closed() {
+    let rig = Rig::new();
+    let ino = rig.create("a").unwrap();
+    rig.write(ino, 0, b"content");
+    rig.close(ino);
+    rig.settle();
+    let head = rig.vfs.meta().head();
+    let mut kernel = NoKernel::default();
+    rig.vfs.open(&ROOT, ino, libc::O_RDONLY | libc::O_TRUNC, &mut kernel).unwrap();
+    rig.vfs.flush_now(ino, kernel.opened.unwrap().handle.number()).unwrap();
+    assert_eq!(rig.journal(head), ["slot"]);
+}

@@ -187,7 +187,7 @@ impl Files {
             }
             Err(error) => {
                 if !was_lent {
-                    lending.end(&image.name);
+                    self.end_lending(&image.name);
                 }
                 self.passthrough.refused(&error);
                 Ok(None)
@@ -203,15 +203,16 @@ impl Files {
             return;
         }
         let Some(Lent { image, .. }) = state.lent.take() else { return };
-        if let Some(bytes) = self.chunk_files().lending().end(&image.name) {
-            // Its rows went while it was lent, durably.
-            self.open_files.forget(&image.name);
-            match self.chunk_files().remove(&image.name) {
-                Ok(()) => self.space.add(-(bytes as i64)),
-                Err(error) => {
-                    tracing::warn!(name = %image.name, %error, "a chunk file without a use could not be removed");
-                }
-            }
+        self.end_lending(&image.name);
+    }
+
+    fn end_lending(&self, name: &str) {
+        let Some(bytes) = self.chunk_files().lending().end(name) else { return };
+        // Its rows went while it was lent, durably.
+        self.open_files.forget(name);
+        match self.chunk_files().remove(name) {
+            Ok(()) => self.space.add(-(bytes as i64)),
+            Err(error) => tracing::warn!(name, %error, "a chunk file without a use could not be removed"),
         }
     }
 
@@ -396,6 +397,31 @@ mod tests {
     fn chunk_files(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
         let entries = |path| std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
         entries(dir.join("chunks")).flat_map(entries).collect()
+    }
+
+    /// Takes none; its rows go meanwhile.
+    struct Refuses<'a>(&'a Mount, std::path::PathBuf);
+
+    impl Kernel for Refuses<'_> {
+        fn register(&self, _: &File) -> io::Result<Backing> {
+            let files = self.0.files.chunk_files();
+            let name = self.1.strip_prefix(files.state_dir()).unwrap().to_str().unwrap();
+            assert!(files.lending().lost_its_row(name, 0));
+            Err(io::ErrorKind::OutOfMemory.into())
+        }
+
+        fn opened(&mut self, _: &Opened, _: Option<&Backing>) {}
+    }
+
+    #[test]
+    fn a_file_that_loses_its_rows_while_the_kernel_refuses_it_is_removed() {
+        let (dir, mount, ino) = sealed();
+        let image = chunk_files(dir.path()).remove(0);
+        mount.files.with_live(ino, InodeId::ROOT, |_, state| {
+            let found = mount.files.image_of(ino, state).unwrap();
+            let lent = mount.files.lend(ino, state, found, &mut Refuses(&mount, image.clone())).unwrap();
+            assert!(lent.is_none() && !image.exists());
+        });
     }
 
     #[test]

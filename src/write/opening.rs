@@ -40,7 +40,7 @@ pub struct Opened {
     pub handle: Handle,
     /// The kernel's pages of the file are still right: this mount is the only writer.
     pub keep_cache: bool,
-    /// FLUSH has nothing to say: the descriptor cannot write.
+    /// FLUSH has nothing to say: the descriptor cannot write, and its open changed nothing.
     pub noflush: bool,
 }
 
@@ -49,6 +49,8 @@ pub struct Opened {
 pub struct Handle {
     pub reads: bool,
     pub writes: bool,
+    /// Its open emptied the file: its close gives that its place in history, if it writes or not.
+    pub truncated: bool,
     /// Each write is synced before it returns (`O_SYNC`, `O_DSYNC`).
     pub syncs: bool,
     pub io: Io,
@@ -59,10 +61,16 @@ const WRITES: u64 = 2;
 const SYNCS: u64 = 4;
 const PASSTHROUGH: u64 = 8;
 const DIRECT: u64 = 16;
+const TRUNCATED: u64 = 32;
 
 impl Handle {
-    fn new(wish: &Wish, io: Io) -> Handle {
-        Handle { reads: wish.reads, writes: wish.writes, syncs: wish.writes && wish.syncs, io }
+    fn new(wish: &Wish, truncated: bool, io: Io) -> Handle {
+        Handle { reads: wish.reads, writes: wish.writes, truncated, syncs: wish.writes && wish.syncs, io }
+    }
+
+    /// True if its close may have something to give a place in history.
+    pub fn flushes(self) -> bool {
+        self.writes || self.truncated
     }
 
     /// As the number that the kernel keeps.
@@ -73,7 +81,8 @@ impl Handle {
             Io::Direct => DIRECT,
         };
         let bit = |set, bit| if set { bit } else { 0 };
-        bit(self.reads, READS) | bit(self.writes, WRITES) | bit(self.syncs, SYNCS) | io
+        let truncated = bit(self.truncated, TRUNCATED);
+        bit(self.reads, READS) | bit(self.writes, WRITES) | bit(self.syncs, SYNCS) | truncated | io
     }
 
     /// The handle of a number.
@@ -84,7 +93,7 @@ impl Handle {
             (_, true) => Io::Direct,
             _ => Io::Plain,
         };
-        Handle { reads: has(READS), writes: has(WRITES), syncs: has(SYNCS), io }
+        Handle { reads: has(READS), writes: has(WRITES), truncated: has(TRUNCATED), syncs: has(SYNCS), io }
     }
 
     /// A descriptor that may leave a mapping behind which still writes.
@@ -235,7 +244,7 @@ impl Files {
                 (Io::Plain, None)
             }
         };
-        let handle = Handle::new(wish, io);
+        let handle = Handle::new(wish, truncate.is_some(), io);
         if io != Io::Plain
             && let Some(watch) = state.staged.as_mut().and_then(|staged| staged.backing.as_mut())
         {
@@ -245,7 +254,7 @@ impl Files {
         state.mapped_since = None;
         state.modes.opened(io, registered);
         // A passthrough open that claimed the kernel's cache would be refused by it.
-        let opened = Opened { handle, keep_cache: io == Io::Plain, noflush: !wish.writes };
+        let opened = Opened { handle, keep_cache: io == Io::Plain, noflush: !handle.flushes() };
         kernel.opened(&opened, state.modes.backing().filter(|_| io != Io::Plain));
         Ok(())
     }
@@ -337,11 +346,11 @@ mod tests {
 
     #[test]
     fn a_handle_survives_being_a_number() {
-        for number in 0..32 {
+        for number in 0..64 {
             let handle = Handle::from_number(number);
             assert_eq!(Handle::from_number(handle.number()), handle);
         }
         let wish = Wish { reads: true, syncs: true, ..Wish::default() };
-        assert!(!Handle::new(&wish, Io::Plain).syncs, "who does not write has nothing to sync");
+        assert!(!Handle::new(&wish, false, Io::Plain).syncs, "who does not write has nothing to sync");
     }
 }

@@ -463,12 +463,14 @@ fn p7_who_only_reads_sends_no_flush_and_keeps_the_kernels_pages() {
     let (_dir, mount) = mount();
     let ino = mount.create(b"a");
     mount.close(ino);
-    let opened = |writes| {
-        let (wish, mut kernel) = (Wish { reads: true, writes, ..Wish::default() }, NoKernel::default());
-        mount.files.open(ino, InodeId::ROOT, &wish, None, &mut kernel).unwrap();
+    let opened = |writes, truncate: bool| {
+        let wish = Wish { reads: true, writes, fresh: truncate, ..Wish::default() };
+        let mut kernel = NoKernel::default();
+        mount.files.open(ino, InodeId::ROOT, &wish, truncate.then(clock::now), &mut kernel).unwrap();
         mount.release(ino);
         kernel.opened.map(|opened| (opened.keep_cache, opened.noflush))
     };
-    assert_eq!(opened(false), Some((true, true)));
-    assert_eq!(opened(true), Some((true, false)), "its close may fail, and says so");
+    assert_eq!(opened(false, false), Some((true, true)));
+    assert_eq!(opened(true, false), Some((true, false)), "its close may fail, and says so");
+    assert_eq!(opened(false, true), Some((true, false)), "its open emptied the file");
 }
