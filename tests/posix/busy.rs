@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use tandemfs::chunk::lease;
 
-use crate::support::mounted::{Place, wait_for};
+use crate::support::mounted::Place;
 use crate::support::tree::noise;
 
 /// The smallest that a configuration takes.
@@ -91,8 +91,8 @@ impl Neighbour {
 
 /// The chunk files of this inode. Their names tell it: `<session>-<inode>-<base generation>-<whole|edit>` (S7).
 fn chunk_files(place: &Place, ino: u64) -> Vec<PathBuf> {
-    let folders = std::fs::read_dir(place.path("state/chunks")).unwrap().map(|folder| folder.unwrap().path());
-    let entries = folders.flat_map(|folder| std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()));
+    let inside = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let entries = inside(place.path("state/chunks")).flat_map(inside);
     let inode = |path: &Path| {
         let name = path.file_name()?.to_str()?;
         u64::from_str_radix(name.split('-').nth(1)?, 16).ok()
@@ -133,23 +133,17 @@ pub fn writes_unseen(place: &Place, path: &Path) -> bool {
     unseen
 }
 
-/// A descriptor for reading of a sealed file that nobody else has open, which the kernel serves from the chunk file: the
-/// write lease on it is refused then.
-pub fn lent_reader(place: &Place, path: &Path) -> File {
+/// A descriptor for reading of a sealed file that nobody else has open, if the kernel serves it from the chunk file: the
+/// write lease on that is refused then, and was not before. The daemon itself has open what it has read for somebody.
+pub fn lent_reader(place: &Place, path: &Path) -> Option<File> {
     let ino = std::fs::metadata(path).unwrap().ino();
     let held = || {
         let is_held = |path: &PathBuf| File::open(path).is_ok_and(|file| !lease::nobody_has(&file).unwrap());
-        chunk_files(place, ino).iter().any(is_held)
+        chunk_files(place, ino).into_iter().filter(is_held).collect::<Vec<_>>()
     };
-    let found = std::cell::RefCell::new(None);
-    wait_for("an open gets the chunk file itself", || {
-        *found.borrow_mut() = None;
-        // What was closed is released a moment later; what the daemon sealed it may have had open.
-        let nobody = !held();
-        *found.borrow_mut() = Some(File::open(path).unwrap());
-        nobody && held()
-    });
-    found.into_inner().unwrap()
+    let before = held();
+    let file = File::open(path).unwrap();
+    held().iter().any(|name| !before.contains(name)).then_some(file)
 }
 
 /// Makes the kernel ask the filesystem for the bytes of a file again.

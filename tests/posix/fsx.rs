@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::busy::{self, CACHE_LIMIT, Neighbour};
 use crate::support::mounted::{Mounted, Place, wait_for};
@@ -132,8 +133,6 @@ fn fsx_finds_no_difference_without_passthrough() {
     let Some(fsx) = Fsx::found(&place) else { return };
     let mounted = place.mount_with("state", &["-o".as_ref(), "no_passthrough".as_ref()]);
     let files = files(&place);
-    drop(create(&files[0]));
-    assert!(!busy::writes_unseen(&place, &files[0]));
     let neighbour = Neighbour::start(place.mnt().join("neighbour"), files.clone());
     fsx.run(&place, &files, fsx.operations, 0);
     let written = neighbour.end() << 20;
@@ -176,35 +175,57 @@ fn p3_fsx_finds_no_difference_in_a_sealed_file_that_the_kernel_reads_for_somebod
         return mounted.umount();
     }
     let files = files(&place);
+    let mut seen = vec![Vec::new(); files.len()];
     for round in 0..ROUNDS {
-        for (number, file) in files.iter().enumerate() {
-            // Small files are read by requests; so fsx may leave one.
-            if std::fs::metadata(file).map_or(0, |metadata| metadata.len()) < (LENGTH / 4) as u64 {
-                std::fs::write(file, noise(round * 10 + number as u64, LENGTH)).unwrap();
-            }
-        }
-        let before: Vec<_> = files.iter().map(|file| std::fs::read(file).unwrap()).collect();
         flush(&mounted);
-        let readers: Vec<_> = files.iter().map(|file| busy::lent_reader(&place, file)).collect();
-        for ((file, reader), mut expected) in files.iter().zip(&readers).zip(before) {
-            assert!(all_of(reader) == expected, "{} as it was sealed before round {round}", file.display());
+        let readers: Vec<File> =
+            files.iter().zip(&mut seen).map(|(file, seen)| lent(&place, &mounted, file, seen)).collect();
+        for ((file, reader), expected) in files.iter().zip(&readers).zip(&mut seen) {
+            assert!(all_of(reader) == *expected, "{} as it was sealed before round {round}", file.display());
             // The first write thaws it; the rest of it is still there, for whoever has it open.
             let writer = File::options().write(true).open(file).unwrap();
             let at = noise(round, 2);
             let at = usize::from(u16::from_le_bytes([at[0], at[1]]));
             writer.write_all_at(b"written beside a reader", at as u64).unwrap();
             expected[at..at + 23].copy_from_slice(b"written beside a reader");
-            assert!(all_of(reader) == expected, "{} after a write in round {round}", file.display());
+            assert!(all_of(reader) == *expected, "{} after a write in round {round}", file.display());
         }
         flush(&mounted);
         // It empties the file, which thaws it once more if the flush has sealed it.
         fsx.run(&place, &files, fsx.operations / 2 / ROUNDS, round);
-        for (file, reader) in files.iter().zip(&readers) {
+        for ((file, reader), seen) in files.iter().zip(&readers).zip(&mut seen) {
             assert!(busy::writes_unseen(&place, file), "P2: all who have it open share a backing file");
-            assert!(all_of(reader) == std::fs::read(file).unwrap(), "{} after round {round}", file.display());
+            *seen = std::fs::read(file).unwrap();
+            assert!(all_of(reader) == *seen, "{} after round {round}", file.display());
         }
     }
     assert_kept(&place, mounted, &files);
+}
+
+/// A descriptor that the kernel serves from the sealed file, whose content is as it was `seen`. Small files are read by
+/// requests, and so is what is opened while the daemon is at it: then the file is written anew, and `seen` is what it is now.
+fn lent(place: &Place, mounted: &Mounted<'_>, file: &Path, seen: &mut Vec<u8>) -> File {
+    /// No two files are alike: of equal ones only one has a whole image of its own.
+    static WRITTEN: AtomicU64 = AtomicU64::new(0);
+    let reader = std::cell::RefCell::new(None);
+    if seen.len() >= LENGTH / 4 {
+        *reader.borrow_mut() = busy::lent_reader(place, file);
+    }
+    let rewritten = std::cell::RefCell::new(None);
+    wait_for("an open gets the chunk file itself", || {
+        if reader.borrow().is_none() {
+            let content = noise(WRITTEN.fetch_add(1, Ordering::Relaxed), LENGTH);
+            std::fs::write(file, &content).unwrap();
+            *rewritten.borrow_mut() = Some(content);
+            flush(mounted);
+            *reader.borrow_mut() = busy::lent_reader(place, file);
+        }
+        reader.borrow().is_some()
+    });
+    if let Some(content) = rewritten.into_inner() {
+        *seen = content;
+    }
+    reader.into_inner().expect("it was waited for")
 }
 
 fn all_of(file: &File) -> Vec<u8> {
