@@ -78,6 +78,8 @@ impl Vfs {
         let (change, now) = (AttributeChange { mode: Some(mode), ..AttributeChange::default() }, clock::now());
         self.write("write", ino, |tx| tx.set_attributes(ino, &change, now))?;
         self.files.attributes_set(ino, None, now);
+        // No reply to a write or an open tells it, and who executes the file is not made to ask.
+        self.files.attributes_are_stale(ino);
         Ok(())
     }
 }

@@ -228,8 +228,8 @@ impl Files {
         result
     }
 
-    /// Stores through a mapping change no attribute that the kernel shows (P6): it is told to ask again.
-    fn attributes_are_stale(&self, ino: InodeId) {
+    /// Attributes changed that the kernel goes on to show, as by stores through a mapping (P6): it is told to ask again.
+    pub fn attributes_are_stale(&self, ino: InodeId) {
         // Nobody listens where there is no kernel.
         let _ = self.stale.0.send(ino);
     }
