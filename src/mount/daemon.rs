@@ -78,14 +78,14 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub fn run(options: Options) -> Result<(), Error> {
     let readiness = Readiness::new(options.background);
     match armed().and_then(|()| Daemon::start(options)) {
-        Ok(daemon) => {
+        Ok((daemon, signals)) => {
             let ready = readiness.ready(&log::path(daemon.state_dir.path()));
             if let Err(error) = &ready {
                 tracing::error!(%error, "unmounting again");
             } else {
                 systemd::ready();
             }
-            daemon.serve(ready.is_err())
+            daemon.serve(signals, ready.is_err())
         }
         Err(error) => {
             tracing::error!(%error, "not mounted");
@@ -116,7 +116,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(options: Options) -> Result<Daemon, Error> {
+    fn start(options: Options) -> Result<(Daemon, Signals), Error> {
         let Options { read_only, config, source, .. } = options;
         let bandwidth = Arc::new(Bandwidth::new(&config, clock::minute_of_day()));
         let targets = Target::all(&config, &bandwidth)?;
@@ -328,6 +328,11 @@ impl Daemon {
             panics,
             passthrough: config.passthrough && options.fuse.passthrough && can_be_backed(&files),
         };
+        // Before there is a mount that somebody may want to end: a signal without a handler would leave it behind, dead.
+        let signals = {
+            let _entered = runtime.enter();
+            Signals::new().map_err(|e| Error::failed(format!("handle signals: {e}")))?
+        };
         let session = fuse::Session::start(vfs, &mountpoint, &session_options).map_err(mount_failed(&mountpoint))?;
         start_telling(&mut tasks, &live.files, session.notifier()).map_err(threads_failed)?;
         let registered = Registry::of_user()
@@ -363,7 +368,7 @@ impl Daemon {
             runtime.spawn(async move { server.serve(Arc::new(served)).await });
         }
         tracing::info!(mountpoint = %mountpoint.display(), name, kind, rebooted, "mounted");
-        Ok(Daemon {
+        let daemon = Daemon {
             _registered: registered,
             session,
             server,
@@ -378,15 +383,16 @@ impl Daemon {
             runtime,
             uploads,
             state_dir,
-        })
+        };
+        Ok((daemon, signals))
     }
 
     /// Serves until the mount is gone and targets had their time. `unwanted`: nobody waits for it, end at once.
-    fn serve(self, unwanted: bool) -> Result<(), Error> {
+    fn serve(self, signals: Signals, unwanted: bool) -> Result<(), Error> {
         let Daemon { session, live, ending, mountpoint, kind, runtime, read_only, server, targets, .. } = &self;
-        runtime.spawn(reload_on_hangup(targets.clone()));
+        let Signals { hangup, asking: mut signals } = signals;
+        runtime.spawn(reload_on_hangup(targets.clone(), hangup));
         let outcome = runtime.block_on(async {
-            let mut signals = Signals::new()?;
             let asked = wait_unmounted(session, (mountpoint, kind), &mut signals, unwanted).await;
             ending.set_unmounted();
             systemd::stopping();
@@ -442,11 +448,7 @@ fn armed() -> Result<(), Error> {
 }
 
 /// SIGHUP reads the configuration again; what came of it is in the log.
-async fn reload_on_hangup(targets: Arc<LiveTargets>) {
-    let mut hangup = match signal(SignalKind::hangup()) {
-        Ok(hangup) => hangup,
-        Err(error) => return tracing::warn!(%error, "SIGHUP is not handled; tandemfs reload does the same"),
-    };
+async fn reload_on_hangup(targets: Arc<LiveTargets>, mut hangup: Signal) {
     while hangup.recv().await.is_some() {
         if let Err(error) = targets.reload().await {
             tracing::error!(%error, hint = error.hint, "not reloaded");
@@ -659,18 +661,26 @@ fn mount_failed(mountpoint: &Path) -> impl Fn(std::io::Error) -> Error {
     }
 }
 
-/// SIGTERM and SIGINT.
+/// The signals that the daemon handles, from when this is made; in a runtime.
 struct Signals {
+    hangup: Signal,
+    asking: Asking,
+}
+
+/// SIGTERM and SIGINT ask it to end.
+struct Asking {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Signals, Error> {
-        let of = |kind| signal(kind).map_err(|e| Error::failed(format!("handle signals: {e}")));
-        Ok(Signals { terminate: of(SignalKind::terminate())?, interrupt: of(SignalKind::interrupt())? })
+    fn new() -> std::io::Result<Signals> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Signals { hangup: signal(SignalKind::hangup())?, asking: Asking { terminate, interrupt } })
     }
+}
 
+impl Asking {
     async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -684,7 +694,7 @@ impl Signals {
 async fn wait_unmounted(
     session: &fuse::Session,
     (mountpoint, kind): (&Path, &str),
-    signals: &mut Signals,
+    signals: &mut Asking,
     unwanted: bool,
 ) -> bool {
     let look = Duration::from_millis(20);
@@ -722,7 +732,7 @@ async fn wait_unmounted(
 
 /// Waits for the signal that ends draining: the second one, also when the mount went without any (D7: systemd signals the
 /// daemons of a mount unit right after umount(8)).
-async fn end_asked(signals: &mut Signals, asked: bool) {
+async fn end_asked(signals: &mut Asking, asked: bool) {
     if !asked {
         signals.next().await;
         tracing::info!("asked to end by a signal; the next one ends at once");
