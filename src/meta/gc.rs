@@ -173,10 +173,13 @@ impl Meta {
 
     /// Drops up to `limit` rows of chunks that are dead, on no target and not on this machine, and that no record on its way
     /// to any target names. Returns how many.
+    ///
+    /// The newest row stays until there is a newer one: so no chunk ever gets the number of another, which queues of uploads
+    /// and fetches may still have in hand (S5).
     pub fn drop_chunk_rows(&self, limit: usize) -> Result<u64> {
         const USELESS: &str = "dead_seq IS NOT NULL AND dead_seq <= ?1 AND incomplete = 0 AND placed = 0 AND claimed = 0 \
              AND bytes_referenced = 0 AND NOT EXISTS (SELECT 1 FROM location WHERE chunk = c.id) \
-             AND NOT EXISTS (SELECT 1 FROM deletion WHERE chunk_hash = c.hash)";
+             AND NOT EXISTS (SELECT 1 FROM deletion WHERE chunk_hash = c.hash) AND id < (SELECT max(id) FROM chunk)";
         // Records that name a chunk are older than its death.
         let bound = |conn: &rusqlite::Connection, head: Seq| -> Result<Seq> {
             let bases = target::rows(conn)?.into_iter().map(|row| match row.mode {
@@ -285,6 +288,7 @@ mod tests {
         chunk(&meta, 3, 0, Some(21));
         chunk(&meta, 4, 0, None);
         chunk(&meta, 5, 0, Some(12));
+        chunk(&meta, 6, 0, None);
         meta.write(|tx| Ok(tx.conn().execute("UPDATE target SET shipped_seq = 11 WHERE bit = 1", [])?)).unwrap();
         assert_eq!(meta.drop_chunk_rows(9).unwrap(), 1);
         assert_eq!(meta.chunk_sources(ChunkId(1)).unwrap(), None);
@@ -292,6 +296,22 @@ mod tests {
         meta.write(|tx| Ok(tx.conn().execute("UPDATE target SET shipped_seq = 20 WHERE bit = 1", [])?)).unwrap();
         assert_eq!(meta.drop_chunk_rows(9).unwrap(), 0, "a checkpoint on its way may name it");
         meta.abandon_checkpoints().unwrap();
+        assert_eq!(meta.drop_chunk_rows(9).unwrap(), 1);
+    }
+
+    #[test]
+    fn s5_no_chunk_gets_the_number_of_another() {
+        let (_dir, meta) = world();
+        for id in 1..=3 {
+            chunk(&meta, id, 0, Some(5));
+        }
+        let next = || {
+            let insert = "INSERT INTO chunk (hash, length, bytes_referenced, incomplete) VALUES (randomblob(32), 1, 1, 0)";
+            meta.write(|tx| Ok(tx.conn().prepare(insert)?.insert([])?)).unwrap()
+        };
+        meta.write(|tx| Ok(tx.conn().execute("UPDATE target SET shipped_seq = 20", [])?)).unwrap();
+        assert_eq!(meta.drop_chunk_rows(9).unwrap(), 2);
+        assert_eq!(next(), 4, "the number of a row that is gone may be in somebody's hands");
         assert_eq!(meta.drop_chunk_rows(9).unwrap(), 1);
     }
 

@@ -196,7 +196,8 @@ impl Meta {
                 if leaving.has(chunk.hash)? {
                     return Ok(PutSource::Leaving);
                 }
-                Ok(sources(conn, chunk.id)?.map_or(PutSource::Gone, PutSource::From))
+                let found = sources(conn, chunk.id)?.filter(|found| found.chunk.hash == chunk.hash);
+                Ok(found.map_or(PutSource::Gone, PutSource::From))
             };
             chunks.iter().map(&mut source).collect()
         })
