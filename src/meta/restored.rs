@@ -313,7 +313,7 @@ impl Meta {
         self.sync()
     }
 
-    /// Segments on target `bit` that were seen at restore and do not count.
+    /// Segments that may lie on target `bit` and do not count: seen at restore, or given up when it lost others (T7).
     pub fn discarded_segments(&self, bit: TargetBit) -> Result<Vec<(Epoch, WriterId, SegmentNumber)>> {
         self.read(|conn| {
             let mut rows = conn.prepare_cached("SELECT epoch, writer, n FROM discarded WHERE bit = ?1")?;

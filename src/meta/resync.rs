@@ -23,14 +23,15 @@ use crate::id::{ChunkHash, ChunkId, Seq, TargetBit};
 /// Listed chunks that one transaction notes (D8).
 pub(super) const LISTED_AT_ONCE: usize = 256;
 
-/// What a resyncer still has to be given.
+/// What a resyncer still has to be given (T5): chunks of the present state, and of the state that a checkpoint on its way to it
+/// shows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lacking {
-    /// Chunks of the present state that it lacks.
+    /// Chunks that it needs and lacks.
     pub chunks: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Bytes of all chunks of the present state.
+    /// Bytes of all chunks that it needs.
     pub total_bytes: u64,
 }
 
@@ -57,7 +58,14 @@ impl Meta {
                 .execute(params![bit, why])?;
             // Whether a checkpoint is still whole, nobody knows; GC waits for new ones.
             tx.conn().prepare_cached("DELETE FROM checkpoint WHERE bit = ?1")?.execute([bit])?;
-            // They name chunks that may be gone. Their numbers are not used again.
+            // They name chunks that may be gone, and are not sent again. Their numbers are not used again, and some may be
+            // there or come later (a put without an answer, a listing that was late): these are nobody else's.
+            tx.conn()
+                .prepare_cached(
+                    "INSERT OR IGNORE INTO discarded (bit, n, epoch, writer) \
+                     SELECT bit, n, epoch, writer FROM segment WHERE bit = ?1",
+                )?
+                .execute([bit])?;
             tx.conn().prepare_cached("DELETE FROM segment WHERE bit = ?1")?.execute([bit])?;
             Ok(())
         })?;
@@ -139,8 +147,8 @@ impl Meta {
         })
     }
 
-    /// One page of what the present state has and target `bit` lacks: up to `limit` chunks after `after` are added to
-    /// `lacking`. Returns where to go on; `None` at the end.
+    /// One page of what target `bit` needs, and what of it it lacks: up to `limit` chunks after `after` are added to `lacking`.
+    /// Returns where to go on; `None` at the end.
     pub fn count_lacking(
         &self,
         bit: TargetBit,
@@ -149,10 +157,14 @@ impl Meta {
         lacking: &mut Lacking,
     ) -> Result<Option<ChunkId>> {
         self.read(|conn| {
+            let rows = target::rows(conn)?;
+            let Some(row) = rows.iter().find(|row| row.bit == bit) else { return Ok(None) };
+            let base = target::base(conn, row)?;
             let mut statement = conn.prepare_cached(
-                "SELECT id, length, placed & ?2 FROM chunk WHERE id > ?1 AND dead_seq IS NULL ORDER BY id LIMIT ?3",
+                "SELECT id, length, placed & ?2 FROM chunk \
+                 WHERE id > ?1 AND coalesce(dead_seq, 9223372036854775807) > ?4 ORDER BY id LIMIT ?3",
             )?;
-            let mut rows = statement.query(params![after, bit.mask() as i64, limit as i64])?;
+            let mut rows = statement.query(params![after, bit.mask() as i64, limit as i64, base])?;
             let mut last = None;
             while let Some(row) = rows.next()? {
                 last = Some(row.get(0)?);

@@ -154,3 +154,21 @@ fn t7_of_a_target_that_lost_objects_only_what_is_listed_counts() {
     assert_eq!(lacking, Lacking { chunks: 4, bytes: 40, total_bytes: 50 });
     assert_eq!(incomplete(&meta), Vec::<u64>::new(), "the other one has them all");
 }
+
+#[test]
+fn t5_a_resyncer_lacks_what_died_after_the_snapshot_that_is_on_its_way_too() {
+    let (_dir, meta) = two_followers();
+    // Lost by one target, and not noticed by its walk; the other has them all.
+    chunk(&meta, 1, &[0], Some(4));
+    chunk(&meta, 2, &[0], Some(5));
+    chunk(&meta, 3, &[0, 1], Some(5));
+    chunk(&meta, 4, &[0, 1], None);
+    meta.begin_relist(bit(1), "lost", 7).unwrap();
+    meta.begin_checkpoint(bit(1), Seq(4), ExportId(8), SegmentNumber(1)).unwrap();
+    let (mut lacking, mut after) = (Lacking::default(), ChunkId(0));
+    while let Some(last) = meta.count_lacking(bit(1), after, 1, &mut lacking).unwrap() {
+        after = last;
+    }
+    assert_eq!(lacking, Lacking { chunks: 1, bytes: 10, total_bytes: 30 });
+    assert_eq!(meta.chunks_to_place(bit(1), ChunkId(0), 9).unwrap().chunks.len(), 1, "that is what it is given");
+}

@@ -169,7 +169,7 @@ CREATE TRIGGER chunk_went AFTER DELETE ON chunk WHEN old.bytes_referenced > 0 BE
     live_bytes = live_bytes - min(old.bytes_referenced, old.length);
 END;
 CREATE TABLE deferred (bit INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (bit, seq)) STRICT, WITHOUT ROWID;
-CREATE TABLE discarded (                                                        -- segments seen at restore that do not count: another history, or a unit without end (O6)
+CREATE TABLE discarded (                                                        -- segments that may lie there and do not count: seen at restore, of another history or a unit without end (O6); given up when the target lost others (T7)
   bit INTEGER NOT NULL, n INTEGER NOT NULL,
   epoch INTEGER NOT NULL, writer TEXT NOT NULL,
   PRIMARY KEY (bit, n, epoch, writer)

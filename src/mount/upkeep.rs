@@ -148,7 +148,8 @@ pub(crate) fn count(live: &Live, idle_since: &mut BTreeMap<TargetBit, Instant>) 
             after = last;
         }
         live.resyncs.0.lock().insert(row.bit.index(), lacking);
-        // A chunk that was dead when the walk passed it may be wanted again: nothing tells a resyncer's queue of that.
+        // What the walk has passed may be wanted again, dead or not: it was dead then, or the target lost it since. Nothing
+        // tells a resyncer's queue of that.
         let replication = &live.replication;
         let stuck = lacking.chunks > 0 && replication.gate(row.bit) == Gate::Open && !replication.is_busy(row.bit);
         let now = clock::instant();

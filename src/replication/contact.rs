@@ -87,7 +87,8 @@ pub struct Own {
     pub cursor: Cursor,
     /// Built after the confirmed one, ascending.
     pub unconfirmed: Vec<SegmentId>,
-    /// Seen when this state was restored, and of no effect: another history, or a unit that never ended.
+    /// Of no effect, should they be there: seen when this state was restored (another history, or a unit that never ended), or
+    /// given up when the target had lost others.
     pub discarded: Vec<(Epoch, WriterId, SegmentNumber)>,
     /// The journal head.
     pub head: Seq,

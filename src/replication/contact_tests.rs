@@ -348,6 +348,30 @@ async fn t7_a_target_that_lost_its_newest_segment_is_behind_and_with_foreign_one
 }
 
 #[tokio::test]
+async fn t7_what_was_on_its_way_when_a_target_lost_others_is_ours_whenever_it_is_seen() {
+    let world = World::admitted().await;
+    let confirmed = world.ship(5, true).await;
+    let stored = [world.ship(6, false).await, world.ship(7, false).await];
+    // One listing was late, or they were lost.
+    world.target.delete(&confirmed.place.key()).await.unwrap();
+    world.target.delete(&stored[0].place.key()).await.unwrap();
+    world.target.delete(&stored[1].place.key()).await.unwrap();
+    assert!(matches!(world.verdict().await, Verdict::Behind { .. }));
+    world.meta.begin_relist(bit(), "lost", 7).unwrap();
+    // The way to a segment behind the gap was cut off. A put without an answer has its effect now.
+    world.put(&stored[1]).await;
+    assert!(matches!(world.verdict().await, Verdict::Behind { .. }), "{:?}", world.verdict().await);
+    // The listing shows everything again.
+    world.put(&confirmed).await;
+    world.put(&stored[0]).await;
+    assert_eq!(world.verdict().await, Verdict::Ours);
+    // What somebody else wrote after them is not ours.
+    let me = world.me();
+    world.put(&world.segment(me.epoch, me.writer, 12)).await;
+    conflict(world.verdict().await);
+}
+
+#[tokio::test]
 async fn t7_a_history_that_we_never_wrote_is_not_continued() {
     let world = World::admitted().await;
     let segment = world.segment(Epoch(0), WriterId(3), 9);
