@@ -306,7 +306,8 @@ mod tests {
             chunk(&meta, id, 0, Some(5));
         }
         let next = || {
-            let insert = "INSERT INTO chunk (hash, length, bytes_referenced, incomplete) VALUES (randomblob(32), 1, 1, 0)";
+            let insert =
+                "INSERT INTO chunk (hash, length, bytes_referenced, incomplete) VALUES (randomblob(32), 1, 1, 0)";
             meta.write(|tx| Ok(tx.conn().prepare(insert)?.insert([])?)).unwrap()
         };
         meta.write(|tx| Ok(tx.conn().execute("UPDATE target SET shipped_seq = 20", [])?)).unwrap();

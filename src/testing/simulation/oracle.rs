@@ -19,7 +19,7 @@ use crate::format::record::{Change, Record, VoidReason};
 use crate::format::segment;
 use crate::id::{ChunkHash, InodeId, SegmentNumber, Seq};
 use crate::meta::history::{assert_consistent, dump, empty_store_of};
-use crate::meta::journal::{self, Kind};
+use crate::meta::journal;
 use crate::meta::{Meta, Options};
 use crate::replication::conflicts::{Deferred, Footprint};
 use crate::replication::holds::{Hold, JournalHolds};
@@ -29,8 +29,6 @@ use crate::restore::{self, Source};
 #[derive(Default)]
 pub(super) struct Truth {
     pub records: BTreeMap<Seq, Change>,
-    /// Those that fill a slot which an `fsync` reserved.
-    synced: BTreeSet<Seq>,
     /// Those that returned.
     pub fsyncs: Vec<Fsync>,
     /// All up to here are known.
@@ -75,19 +73,16 @@ impl Truth {
             _ => (hash, (seq, now)),
         };
         self.dead = dead.into_iter().map(since).collect();
-        let rows: Vec<(Seq, i64, Vec<u8>)> = meta
+        let rows: Vec<(Seq, Vec<u8>)> = meta
             .read(|conn| {
-                let sql = "SELECT seq, kind, body FROM journal WHERE body IS NOT NULL AND seq > ?1";
+                let sql = "SELECT seq, body FROM journal WHERE body IS NOT NULL AND seq > ?1";
                 let mut rows = conn.prepare_cached(sql)?;
-                let rows = rows.query_map([self.known], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+                let rows = rows.query_map([self.known], |row| Ok((row.get(0)?, row.get(1)?)))?;
                 Ok(rows.collect::<rusqlite::Result<_>>()?)
             })
             .unwrap();
-        for (seq, kind, body) in rows {
+        for (seq, body) in rows {
             let change = journal::decode(seq, &body).unwrap().change;
-            if Kind::from_column(kind).unwrap() == Kind::Synced {
-                self.synced.insert(seq);
-            }
             let known = self.records.entry(seq).or_insert_with(|| change.clone());
             assert_eq!(*known, change, "record {seq} changed");
         }
@@ -215,13 +210,10 @@ impl World {
             let missing = (1..=row.shipped_seq.0).map(Seq).find(|seq| !seqs.contains(seq));
             assert_eq!(missing, None, "world {seed}: {name} confirmed up to {} and lacks a record", row.shipped_seq);
         }
-        // O6: nothing on it overtook what it must not overtake.
-        let footprint = |(seq, change): (&Seq, &Change)| {
-            let footprint = Footprint::of(change);
-            let fsynced = self.truth.synced.contains(seq) && matches!(change, Change::Content(_));
-            (*seq, if fsynced { footprint.fsynced() } else { footprint })
-        };
-        let footprints: Vec<(Seq, Footprint)> = self.truth.records.iter().map(footprint).collect();
+        // O6: nothing on it overtook what it must not overtake. (What an `fsync` covers is below: until it was called,
+        // others may have overtaken it.)
+        let footprints: Vec<(Seq, Footprint)> =
+            self.truth.records.iter().map(|(seq, change)| (*seq, Footprint::of(change))).collect();
         let mut missing = Deferred::new();
         for (seq, footprint) in &footprints {
             if seqs.contains(seq) {
