@@ -87,7 +87,7 @@ fn worlds_full_of_faults_lose_nothing_and_end_whole() {
 }
 
 /// In a plain `cargo test`.
-const WORLDS: u64 = 60;
+const WORLDS: u64 = 200;
 
 /// The history of a world is what its seed says: each call to a target with its answer and its time, each call of a program.
 #[test]
