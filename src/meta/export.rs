@@ -10,15 +10,18 @@
 //! - From the snapshot on, no slot at or below its seq is renewed in place: what fills it reaches a target as extents
 //!   only, clipped to the size in the file ([`Tx::exported`](super::Tx)).
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, params};
 
+use super::inode::timestamp;
 use super::migrate::APPLICATION_ID;
 use super::store::configure;
 use super::{Error, Meta, Result};
+use crate::clock::Timestamp;
 use crate::id::{ExportId, Generation, InodeId, Seq};
 
 /// The schema of the file.
@@ -55,6 +58,16 @@ pub struct Exported {
     pub chunk_high: u64,
     /// What `slots.jsonl.zst` has to fill, in order of seq.
     pub slots: Vec<OpenSlot>,
+    /// By slot: what its file was before.
+    pub before: BTreeMap<Seq, Before>,
+}
+
+/// Size and times of a file before a session took its slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Before {
+    pub size: u64,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
 }
 
 impl Meta {
@@ -124,6 +137,16 @@ impl Meta {
             .prepare("SELECT seq, ino, generation FROM out.slot ORDER BY seq")?
             .query_map([], |row| Ok(OpenSlot { seq: row.get(0)?, ino: row.get(1)?, generation: row.get(2)? }))?
             .collect::<rusqlite::Result<_>>()?;
+        let before = conn
+            .prepare(
+                "SELECT o.seq, s.size, s.mtime, s.mtime_ns, s.ctime, s.ctime_ns \
+                 FROM out.slot o JOIN main.session s ON s.ino = o.ino AND s.slot = o.seq",
+            )?
+            .query_map([], |row| {
+                let size = row.get::<_, i64>(1)?.max(0) as u64;
+                Ok((row.get(0)?, Before { size, mtime: timestamp(row, 2)?, ctime: timestamp(row, 4)? }))
+            })?
+            .collect::<rusqlite::Result<_>>()?;
         conn.execute_batch("COMMIT; DETACH out")?;
         Ok(Exported {
             path: path.to_owned(),
@@ -135,6 +158,7 @@ impl Meta {
             chunk_bytes: chunk_bytes as u64,
             chunk_high: chunk_high as u64,
             slots,
+            before,
         })
     }
 }

@@ -12,7 +12,8 @@
 //! - A target need not be idle, and a slow one delays only its own checkpoint.
 //! - Journal rows that fill the snapshot's slots are held until they are read, whoever has shipped them.
 //! - A snapshot shows the head of a unit whose rest is in no segment yet, and a birth whose content is: `complete.json` waits
-//!   until the target has those, so that the state it gives is a cut (O2, O6). A resyncer has no segments; it waits for slots.
+//!   until the target has those, so that the state it gives is a cut (O2, O6). A resyncer has no segments; it waits for slots,
+//!   and a file whose bytes come with a later record is in its checkpoint what it was before, not a size without bytes.
 //! - A checkpoint belongs to the history of the mount that wrote it, and history is told by segments (T7): a mount that has
 //!   sent none to a target sends one without records before `complete.json`.
 //! - Objects are written once under a key of their own export: a retry, or another lineage, never overwrites.
@@ -33,8 +34,10 @@ use super::shipper::{Shared, blocking, random};
 use crate::clock::{self, Instant, Timestamp};
 use crate::format::checkpoint::{Complete, Part, encode_slots};
 use crate::format::key::{self, CheckpointFile, Key};
+use crate::format::record::{Change, Record, VoidReason};
 use crate::id::{ChunkId, ExportId, InodeId, SegmentNumber, Seq, TargetBit};
 use crate::meta::checkpoint::{CheckpointRow, ExportFiles, SegmentsThen};
+use crate::meta::export::Before;
 use crate::meta::target::Mode;
 use crate::target::{self, DynTarget, Kind};
 use crate::testing::failpoint::{self, Point};
@@ -374,6 +377,30 @@ impl Inner {
     }
 }
 
+/// Slots of a snapshot that brought no bytes: the snapshot has the size that they were to bring, and what brings the bytes,
+/// if anything does, lies beyond it. So they say which size the file had before, as those do that a power cut voids.
+fn take_back(records: &mut [Record], before: &BTreeMap<Seq, Before>) {
+    // Of each file, since its last slot that brought bytes.
+    let mut stays: BTreeMap<InodeId, Before> = BTreeMap::new();
+    for record in records {
+        match &mut record.change {
+            Change::Content(content) => {
+                stays.remove(&content.ino);
+            }
+            Change::Void { ino, why, .. } => {
+                let known = match *why {
+                    VoidReason::Lost { size, mtime, ctime } => Some(Before { size, mtime, ctime }),
+                    VoidReason::Moved | VoidReason::Unlinked => before.get(&record.seq).copied(),
+                };
+                let Some(known) = stays.get(ino).copied().or(known) else { continue };
+                stays.insert(*ino, known);
+                *why = VoidReason::Lost { size: known.size, mtime: known.mtime, ctime: known.ctime };
+            }
+            _ => {}
+        }
+    }
+}
+
 /// How far a job came.
 enum Step {
     /// The checkpoint is complete.
@@ -407,7 +434,7 @@ struct Job {
 
 /// The slots of the snapshot, once all are filled.
 struct Filled {
-    records: Vec<crate::format::record::Record>,
+    records: Vec<Record>,
     /// The last record of the units that they are part of.
     units_end: Seq,
 }
@@ -545,7 +572,10 @@ impl Job {
         let exported = &self.files.exported;
         let bit = self.target.bit;
         if self.filled.is_none() {
-            let Some(records) = meta.slot_records(&exported.slots)? else { return Ok(false) };
+            let Some(mut records) = meta.slot_records(&exported.slots)? else { return Ok(false) };
+            if self.resync {
+                take_back(&mut records, &exported.before);
+            }
             self.filled = Some(Filled { units_end: meta.units_end(&exported.slots)?, records });
             // The rows may go now, but a resyncer will take those above the snapshot from the journal.
             match &self.hold {

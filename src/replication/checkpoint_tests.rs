@@ -3,10 +3,9 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::clock::Timestamp;
 use crate::format::checkpoint::{COMPLETE_BYTES_MAX, decode_slots};
-use crate::format::record::{Change, VoidReason};
-use crate::id::{Epoch, WriterId};
+use crate::format::record::Content;
+use crate::id::{Epoch, Generation, WriterId};
 use crate::meta::import::{Expected, import};
 use crate::replication::gate::{GateKeeper, gate};
 use crate::replication::shipper::{Shipper, empty_segment};
@@ -383,6 +382,49 @@ async fn t4_a_resyncer_gets_its_checkpoint_first_and_segments_after() {
     assert_eq!((seq, complete.replay_from), (Seq(2), SegmentNumber(1)));
     checkpointer.stop().await;
     shipper.stop().await;
+}
+
+#[tokio::test]
+async fn t4_a_file_that_is_written_on_after_the_snapshot_of_a_resync_is_restored_as_it_was_before() {
+    let world = World::with_root();
+    let ino = world.files(&["a"])[0];
+    world.slot(ino, 1, false);
+    world.meta.set_target_mode(bit(), Mode::Resync, None).unwrap();
+    let (shipper, checkpointer) = world.both();
+    until("the parts are there", || world.checkpoint_objects() == 1).await;
+    assert_eq!(world.slot(ino, 1, false), Seq(3), "its bytes come with a record beyond the snapshot");
+    until("it follows", || world.meta.targets().unwrap()[0].mode == Mode::Follow).await;
+    let (_dir, restored) = world.restored();
+    assert_eq!(restored.inode(ino).unwrap().size, 0, "not a size without bytes");
+    checkpointer.stop().await;
+    shipper.stop().await;
+}
+
+#[test]
+fn t4_slots_that_bring_no_bytes_take_back_what_came_since_the_last_one_that_does() {
+    let ino = InodeId(2);
+    let at = |size: u64| Timestamp::new(size as i64, 0).unwrap();
+    let was = |size| Before { size, mtime: at(size), ctime: at(size) };
+    let void = |seq, why| Record { seq: Seq(seq), change: Change::Void { ino, generation: Generation(seq), why } };
+    let lost = |size| VoidReason::Lost { size, mtime: at(size), ctime: at(size) };
+    let content = Content {
+        ino,
+        generation: Generation(2),
+        size: 20,
+        mtime: at(20),
+        ctime: at(20),
+        mode: None,
+        whole: true,
+        part: None,
+        chunks: vec![],
+        extents: vec![],
+        zero: vec![],
+    };
+    let content = Record { seq: Seq(2), change: Change::Content(content) };
+    let mut records =
+        [void(1, VoidReason::Moved), content.clone(), void(3, VoidReason::Moved), void(4, VoidReason::Unlinked)];
+    take_back(&mut records, &[(Seq(1), was(0)), (Seq(2), was(10)), (Seq(3), was(20)), (Seq(4), was(30))].into());
+    assert_eq!(records, [void(1, lost(0)), content, void(3, lost(20)), void(4, lost(20))]);
 }
 
 #[tokio::test]

@@ -128,6 +128,9 @@ pub struct Queue {
     /// When a target that may be a source came into contact last.
     source_came: Instant,
     walks: Walks,
+    /// Something was added while chunks were known. One of these may have died, so that no page counts it, and be taken for
+    /// one that was passed: only when nothing is known any more the sum is exact.
+    unsure: bool,
     /// The last start was of an awaited chunk.
     awaited_last: bool,
     /// Starts since the last one of the background.
@@ -149,6 +152,7 @@ impl Queue {
             parked_until: Instant::default(),
             source_came: Instant::default(),
             walks: Walks::new(bounds.rest),
+            unsure: false,
             awaited_last: false,
             starts: 0,
             background: 0,
@@ -182,6 +186,7 @@ impl Queue {
 
     /// Chunks were committed.
     pub fn added(&mut self) {
+        self.unsure |= self.known() > 0;
         self.walks.added();
     }
 
@@ -349,12 +354,18 @@ impl Queue {
     pub fn gone(&mut self, chunk: ChunkId) {
         self.land(chunk);
         self.settle(chunk);
+        // It was known, and no page counted it: another one may have been taken for it.
+        self.walks.added();
     }
 
     /// A confirmed chunk was recorded.
     pub fn placed(&mut self, chunk: ChunkId) {
         self.confirming.remove(&chunk);
         self.settle(chunk);
+        if self.unsure && self.known() == 0 {
+            self.unsure = false;
+            self.walks.added();
+        }
     }
 
     /// A confirmation does not count: the place was not what it was. Back into its lane, in doubt. Returns when its flight

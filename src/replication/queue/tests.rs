@@ -226,6 +226,33 @@ fn t4_what_a_resyncer_lacks_is_in_the_background_and_goes_alone_at_full_speed() 
 }
 
 #[test]
+fn t6_what_is_known_and_counted_by_no_page_hides_nothing_that_was_passed() {
+    for gone in [true, false] {
+        let mut queue = Queue::new(Bounds::default());
+        let page = |chunks| TodoPage { chunks, cursor: ChunkId(2), end: true, pending: 1, ..TodoPage::default() };
+        queue.load(at(0)).unwrap();
+        queue.loaded(at(0), &page(vec![todo(2, SMALL)]));
+        // It dies while it waits; a copy of 1 is found bad.
+        queue.added();
+        queue.load(at(1)).unwrap();
+        queue.loaded(at(1), &page(vec![]));
+        assert_eq!(queue.load(at(1)), None, "one is lacking, and one is known");
+        queue.start(ChunkId(2), at(1));
+        if gone {
+            queue.gone(ChunkId(2));
+        } else {
+            queue.confirmed(ChunkId(2)).unwrap();
+            queue.placed(ChunkId(2));
+        }
+        assert_eq!(queue.load(at(2)).map(|(after, _)| after), Some(ChunkId(2)), "the sum is looked at again");
+        queue.loaded(at(2), &page(vec![]));
+        assert_eq!(queue.load(at(2)).map(|(after, _)| after), Some(ChunkId(0)));
+        queue.loaded(at(2), &page(vec![todo(1, SMALL)]));
+        assert_eq!(queue.next(at(2)).map(|job| job.chunk.id), Some(ChunkId(1)));
+    }
+}
+
+#[test]
 fn d3_an_awaited_chunk_that_was_passed_is_taken_while_the_walk_over_it_has_not_come_to_it() {
     let mut world = World::new();
     world.commit(20);
