@@ -595,7 +595,8 @@ fn start_tasks(
         let files = noticing.files.chunk_files();
         let pause = || priority::wait_while(stop, || noticing.files.can_wait());
         let first = noticing.files.first_session();
-        match if read_only { Ok(0) } else { strays::quarantine(&noticing.meta, files, first, pause) } {
+        let is_read = |session| noticing.files.is_layer(session);
+        match if read_only { Ok(0) } else { strays::quarantine(&noticing.meta, files, first, is_read, pause) } {
             Ok(0) => {}
             Ok(moved) => tracing::warn!(moved, "local files that nobody knows were moved to quarantine"),
             Err(error) => tracing::warn!(%error, "local files that nobody knows could not be looked for"),

@@ -17,8 +17,15 @@ use crate::meta::Meta;
 const FETCH_AGE: i64 = 600;
 
 /// Moves strays of earlier mounts to quarantine; returns how many. `first_session`: the first session of this mount, whose
-/// files are none of our business. `pause` is called now and then, and may block.
-pub fn quarantine(meta: &Meta, files: &ChunkFiles, first_session: SessionId, pause: impl Fn()) -> io::Result<usize> {
+/// files are none of our business. `is_read`: true of a session that was committed a moment ago, whose file is read until
+/// its layer goes. `pause` is called now and then, and may block.
+pub fn quarantine(
+    meta: &Meta,
+    files: &ChunkFiles,
+    first_session: SessionId,
+    is_read: impl Fn(SessionId) -> bool,
+    pause: impl Fn(),
+) -> io::Result<usize> {
     let known: std::collections::HashSet<SessionId> =
         meta.sessions().map_err(io::Error::other)?.into_iter().map(|row| row.id).collect();
     let mut moved = 0;
@@ -31,7 +38,8 @@ pub fn quarantine(meta: &Meta, files: &ChunkFiles, first_session: SessionId, pau
             for entry in std::fs::read_dir(shard.path())? {
                 pause();
                 let entry = entry?;
-                if is_stray(meta, folder, &shard.file_name(), &entry, &known, first_session)? {
+                let is_ours = |session| session >= first_session || known.contains(&session) || is_read(session);
+                if is_stray(meta, folder, &shard.file_name(), &entry, is_ours)? {
                     if entry.path().extension().is_some_and(|extension| extension == "unsynced") {
                         // It said something about a session that is no more, and holds nothing.
                         std::fs::remove_file(entry.path())?;
@@ -75,14 +83,13 @@ fn is_stray(
     folder: &str,
     shard: &OsStr,
     entry: &DirEntry,
-    known: &std::collections::HashSet<SessionId>,
-    first_session: SessionId,
+    is_ours: impl Fn(SessionId) -> bool,
 ) -> io::Result<bool> {
     let file_name = entry.file_name();
     let Some(text) = file_name.to_str() else { return Ok(true) };
     let base = text.strip_suffix(".ranges").or(text.strip_suffix(".unsynced")).unwrap_or(text);
     if let Some(name) = SessionName::parse(OsStr::new(base)) {
-        if name.session >= first_session || known.contains(&name.session) {
+        if is_ours(name.session) {
             return Ok(false);
         }
         if base != text {
@@ -115,12 +122,13 @@ mod tests {
         }
         std::fs::write(files.locate(&name(5).path()), [7; 5000]).unwrap();
         assert_eq!(quarantined(&files).unwrap(), Quarantined::default());
-        assert_eq!(quarantine(&meta, &files, SessionId(100), || ()).unwrap(), 1);
+        assert_eq!(quarantine(&meta, &files, SessionId(100), |read| read == SessionId(5), || ()).unwrap(), 0);
+        assert_eq!(quarantine(&meta, &files, SessionId(100), |_| false, || ()).unwrap(), 1);
         let found = quarantined(&files).unwrap();
         assert_eq!((found.files, found.bytes >= 5000, found.since.is_some()), (1, true, true), "{found:?}");
         assert!(!files.locate(&name(5).path()).exists());
         assert!(files.locate("quarantine").join("0000000000000005-2-0-whole").exists());
         assert!(files.locate(&name(100).path()).exists());
-        assert_eq!(quarantine(&meta, &files, SessionId(100), || ()).unwrap(), 0, "twice is once");
+        assert_eq!(quarantine(&meta, &files, SessionId(100), |_| false, || ()).unwrap(), 0, "twice is once");
     }
 }

@@ -169,6 +169,11 @@ impl Files {
         self.sharing.store(false, Ordering::Relaxed);
     }
 
+    /// True while the file of a session that takes no more writes is read as a layer.
+    pub fn is_layer(&self, session: SessionId) -> bool {
+        self.all().iter().any(|file| file.state.read().frozen.iter().any(|frozen| frozen.id == session))
+    }
+
     /// The first session of this mount; what is below belongs to earlier ones.
     pub fn first_session(&self) -> SessionId {
         self.first_session
