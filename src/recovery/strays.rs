@@ -38,8 +38,8 @@ pub fn quarantine(
             for entry in std::fs::read_dir(shard.path())? {
                 pause();
                 let entry = entry?;
-                let is_ours = |session| session >= first_session || known.contains(&session) || is_read(session);
-                if is_stray(meta, folder, &shard.file_name(), &entry, is_ours)? {
+                let is_ours = |session| session >= first_session || known.contains(&session);
+                if is_stray(meta, folder, &shard.file_name(), &entry, is_ours, &is_read)? {
                     if entry.path().extension().is_some_and(|extension| extension == "unsynced") {
                         // It said something about a session that is no more, and holds nothing.
                         std::fs::remove_file(entry.path())?;
@@ -84,17 +84,21 @@ fn is_stray(
     shard: &OsStr,
     entry: &DirEntry,
     is_ours: impl Fn(SessionId) -> bool,
+    is_read: impl Fn(SessionId) -> bool,
 ) -> io::Result<bool> {
     let file_name = entry.file_name();
     let Some(text) = file_name.to_str() else { return Ok(true) };
     let base = text.strip_suffix(".ranges").or(text.strip_suffix(".unsynced")).unwrap_or(text);
-    if let Some(name) = SessionName::parse(OsStr::new(base)) {
+    let session = SessionName::parse(OsStr::new(base));
+    // Asked last: of most files the name or a row says enough.
+    let is_layer = || session.as_ref().is_some_and(|name| is_read(name.session));
+    if let Some(name) = &session {
         if is_ours(name.session) {
             return Ok(false);
         }
         if base != text {
             // The record of a session that was committed: of no more use, yet nothing is deleted here.
-            return Ok(true);
+            return Ok(!is_layer());
         }
     } else if folder == "fetched"
         && clock::now().secs() - Timestamp::from(entry.metadata()?.modified()?).secs() < FETCH_AGE
@@ -103,7 +107,8 @@ fn is_stray(
         return Ok(false);
     }
     let path = format!("{folder}/{}/{text}", shard.to_string_lossy());
-    meta.has_chunk_file(&path).map(|known| !known).map_err(io::Error::other)
+    let has_row = meta.has_chunk_file(&path).map_err(io::Error::other)?;
+    Ok(!has_row && !is_layer())
 }
 
 #[cfg(test)]

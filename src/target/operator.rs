@@ -215,12 +215,7 @@ impl Target for OperatorTarget {
             return Ok(());
         }
         match self.stat(key).await {
-            Ok(Some(length)) if length == body.len() => Ok(()),
-            Ok(found) => {
-                let found = found.map_or("no object".to_owned(), |length| format!("{length} bytes"));
-                let message = format!("the store took {} bytes and has {found} now", body.len());
-                Err(call.error(Kind::Invalid, Class::Temporary, message))
-            }
+            Ok(found) => all_there(call, body.len(), found),
             // The put was answered, only its proof is missing.
             Err(error) => Err(super::Error { operation: "put", class: Class::Ambiguous, ..error }),
         }
@@ -360,6 +355,16 @@ fn object(entry: &opendal::Entry, prefix: &str, after: &str) -> Option<Listed> {
     let wanted = key.starts_with(prefix) && key > after && !key.ends_with('/');
     (wanted && entry.metadata().mode() != EntryMode::DIR)
         .then(|| Listed { key: key.to_owned(), length: entry.metadata().content_length() })
+}
+
+/// An object that was put is as long as what was sent.
+fn all_there(call: Call<'_>, sent: u64, found: Option<u64>) -> Result<()> {
+    if found == Some(sent) {
+        return Ok(());
+    }
+    let found = found.map_or("no object".to_owned(), |length| format!("{length} bytes"));
+    let message = format!("the store took {sent} bytes and has {found} now");
+    Err(call.error(Kind::Invalid, Class::Temporary, message))
 }
 
 fn page(mut found: Vec<Listed>) -> Page {

@@ -173,8 +173,8 @@ impl Files {
         kernel: &mut dyn Kernel,
     ) -> Result<()> {
         let promised = truncate.and_then(|_| self.promised(ino));
-        let _syncing = promised.as_ref().map(|file| file.syncing.lock());
-        let _gate = (wish.fresh || wish.writes).then(|| self.gate.read());
+        let changes = wish.fresh || wish.writes || truncate.is_some();
+        let _still = changes.then(|| self.still(promised.as_ref()));
         let (file, result) = self.with_live(ino, parent, |file, state| {
             let kept = match truncate {
                 Some(_) => self.keep_promised(file, state, promised.as_ref()),

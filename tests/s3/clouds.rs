@@ -26,15 +26,7 @@ fn a_copied_tree_is_restored_from_each_bucket_alone() {
     for (name, table, gone) in [("east", &tables[0], "second"), ("west", &tables[1], "first")] {
         std::fs::rename(stage.bucket_path(gone), stage.place.path("gone")).unwrap();
         let state = format!("state-from-{name}");
-        let restored = finish(
-            stage
-                .place
-                .tandemfs()
-                .args(["restore", "--from", name, "--config"])
-                .arg(&config)
-                .arg("--state-dir")
-                .arg(stage.place.path(&state)),
-        );
+        let restored = stage.place.restore_by(&config, &state, &[name]);
         assert_eq!(restored.code, 0, "restore from {name}: {}", restored.stderr);
         stage.configure(&format!("{name}.toml"), std::slice::from_ref(table));
         let mounted = stage.place.mount_read_only(&state);
@@ -102,10 +94,7 @@ fn a_bucket_and_a_directory_together() {
 
     std::fs::remove_dir_all(stage.place.path("state")).unwrap();
     let restore = |sources: &[&str], state: &str| {
-        let from = sources.iter().flat_map(|name| ["--from", name]);
-        let mut command = stage.place.tandemfs();
-        command.arg("restore").args(from).arg("--config").arg(&config).arg("--state-dir").arg(stage.place.path(state));
-        let restored = finish(&mut command);
+        let restored = stage.place.restore_by(&config, state, sources);
         assert_eq!(restored.code, 0, "{}", restored.stderr);
     };
     // From one of two: the other is met again, and what it holds is not sent a second time.

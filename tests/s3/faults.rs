@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::stage::Stage;
 use crate::support::mounted::{Mounted, wait_at_most, wait_for};
 use crate::support::proxy::{Faults, Proxy};
-use crate::support::run::{finish, program};
+use crate::support::run::program;
 use crate::support::tree::{self, Depth, assert_same, make_awkward, noise};
 
 /// Every way in which the path can be bad, with a name.
@@ -63,9 +63,7 @@ fn writers_and_the_other_target_notice_no_fault_of_the_path_and_all_is_caught_up
     let before = tree::read(&mounted.path(""), Depth::Restored);
     mounted.umount();
 
-    let mut restore = stage.place.tandemfs();
-    restore.args(["restore", "--from", "cloud", "--config"]).arg(config);
-    let restored = finish(restore.arg("--state-dir").arg(stage.place.path("new")));
+    let restored = stage.place.restore_by(&config, "new", &["cloud"]);
     assert_eq!(restored.code, 0, "{}", restored.stderr);
     let mounted = stage.place.mount_read_only("new");
     assert_same("restored over the mended path", &before, &tree::read(&mounted.path(""), Depth::Restored));
@@ -81,9 +79,7 @@ fn readers_get_right_bytes_over_a_bad_path_or_from_the_other_target() {
         std::fs::write(mounted.path(&format!("file{index}")), bytes).unwrap();
     }
     mounted.umount();
-    let mut restore = stage.place.tandemfs();
-    restore.args(["restore", "--from", "cloud", "--from", "disk", "--config"]).arg(config);
-    let restored = finish(restore.arg("--state-dir").arg(stage.place.path("new")));
+    let restored = stage.place.restore_by(&config, "new", &["cloud", "disk"]);
     assert_eq!(restored.code, 0, "{}", restored.stderr);
     let mounted = stage.place.mount_read_only("new");
     for (pair, (name, fault)) in files.chunks(2).enumerate().zip(faults()) {

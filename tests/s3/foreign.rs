@@ -33,15 +33,7 @@ fn foreign_objects_under_the_prefix_are_ignored_and_kept() {
     let before = tree::read(&mounted.path(""), Depth::Restored);
     mounted.umount();
     std::fs::remove_dir_all(stage.place.path("state")).unwrap();
-    let restored = finish(
-        stage
-            .place
-            .tandemfs()
-            .args(["restore", "--from", "cloud", "--config"])
-            .arg(config)
-            .arg("--state-dir")
-            .arg(stage.place.path("state")),
-    );
+    let restored = stage.place.restore_by(&config, "state", &["cloud"]);
     assert_eq!(restored.code, 0, "{}", restored.stderr);
     // Those among ours; what lies beside them is not even listed.
     assert!(restored.stdout.contains("ignored 6 foreign objects"), "{}", restored.stdout);

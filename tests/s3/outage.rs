@@ -3,7 +3,7 @@
 use crate::stage::Stage;
 use crate::support::mounted::wait_for;
 use crate::support::proxy::{Faults, Proxy};
-use crate::support::run::{finish, program};
+use crate::support::run::program;
 use crate::support::s3::S3Server;
 use crate::support::tree::{self, Depth, assert_same, make_awkward, noise};
 
@@ -47,14 +47,7 @@ fn an_outage_is_invisible_to_writers_and_ends_by_itself() {
 
     std::fs::remove_dir_all(place.path("state")).unwrap();
     std::fs::remove_dir_all(place.path("disk")).unwrap();
-    let restored = finish(
-        place
-            .tandemfs()
-            .args(["restore", "--from", "cloud", "--config"])
-            .arg(config)
-            .arg("--state-dir")
-            .arg(place.path("new")),
-    );
+    let restored = place.restore_by(&config, "new", &["cloud"]);
     assert_eq!(restored.code, 0, "{}", restored.stderr);
     let mounted = place.mount_read_only("new");
     assert_same("restored from the cloud", &before, &tree::read(&mounted.path(""), Depth::Restored));
@@ -76,9 +69,7 @@ fn with_every_target_away_local_files_go_on_and_others_are_eio_until_one_is_back
         std::fs::write(mounted.path(name), noise(index as u64, 1_500_000)).unwrap();
     }
     mounted.umount();
-    let mut restore = stage.place.tandemfs();
-    restore.args(["restore", "--from", "one", "--from", "two", "--config"]).arg(config);
-    let restored = finish(restore.arg("--state-dir").arg(stage.place.path("new")));
+    let restored = stage.place.restore_by(&config, "new", &["one", "two"]);
     assert_eq!(restored.code, 0, "{}", restored.stderr);
     let mounted = stage.place.mount_state("new");
     assert!(std::fs::read(mounted.path("here")).unwrap() == noise(0, 1_500_000));

@@ -115,6 +115,14 @@ impl Place {
         finish(&mut command)
     }
 
+    /// The same, from targets that a configuration names.
+    pub fn restore_by(&self, config: &Path, state: &str, names: &[&str]) -> Finished {
+        let mut command = self.tandemfs();
+        command.arg("restore").arg("--config").arg(config).arg("--state-dir").arg(self.path(state));
+        command.args(names.iter().flat_map(|name| ["--from", name]));
+        finish(&mut command)
+    }
+
     /// The URI of a target.
     pub fn uri(&self, name: &str) -> String {
         self.targets.iter().find(|(known, _)| known == name).expect("the target was added").1.clone()

@@ -306,3 +306,14 @@ fn d8_copies_that_turn_out_not_to_be_there_are_counted_one_by_one() {
     assert_eq!(store.todo(bit(0)), [a.0, b.0]);
     store.check();
 }
+
+#[test]
+fn s5_a_row_of_another_chunk_is_no_source() {
+    let store = Store::new(1);
+    let (id, length) = (store.commit(10), 10);
+    let todo = |hash| ChunkTodo { id, hash, length };
+    let chunks = [todo(ChunkHash::of(&id.0.to_le_bytes())), todo(ChunkHash::of(b"another"))];
+    let sources = store.meta.put_sources(TargetBit::new(0).unwrap(), &chunks).unwrap();
+    assert!(matches!(sources[0], PutSource::From(_)), "{sources:?}");
+    assert_eq!(sources[1], PutSource::Gone);
+}

@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use opendal::Operator;
 
-use super::OperatorTarget;
+use super::{OperatorTarget, all_there};
 use crate::clock;
 use crate::format::key;
 use crate::id::ChunkHash;
@@ -76,14 +76,7 @@ impl OperatorTarget {
                 self.call(call, body.len(), write).await?;
             }
         }
-        match self.stat(aside).await? {
-            Some(length) if length == body.len() => Ok(()),
-            found => {
-                let found = found.map_or("no object".to_owned(), |length| format!("{length} bytes"));
-                let message = format!("the store took {} bytes and has {found} now", body.len());
-                Err(call.error(Kind::Invalid, Class::Temporary, message))
-            }
-        }
+        all_there(call, body.len(), self.stat(aside).await?)
     }
 
     /// Removes what processes that ended in the middle of a put left a day ago.
