@@ -228,28 +228,55 @@ impl Uploader {
         chunk
     }
 
-    /// Asks the other targets that have the chunk, one after the other.
-    async fn fetch(&self, receiver: &Peer, sources: &ChunkSources) -> Option<CheckedChunk> {
-        let ChunkTodo { hash, length, .. } = sources.chunk;
+    /// Asks the other targets that have the chunk, one after the other. If none of them has it after all, then every target,
+    /// the receiver too: a store may have given a wrong answer once.
+    async fn fetch(self: &Arc<Uploader>, receiver: &Peer, sources: &ChunkSources) -> Option<CheckedChunk> {
         let has = |peer: &Arc<Peer>| peer.bit != receiver.bit && sources.placed & peer.bit.mask() != 0;
-        for peer in self.all_peers().into_iter().filter(has) {
-            if peer.gate.state() != Gate::Open {
-                continue;
+        let (holders, others): (Vec<_>, Vec<_>) = self.all_peers().into_iter().partition(has);
+        let mut answered = true;
+        for peer in holders {
+            match self.ask(&peer, sources.chunk).await {
+                Asked::Right(chunk) => return Some(chunk),
+                Asked::Unanswered => answered = false,
+                Asked::Bad(problem) => self.misplaced(&peer, sources.chunk, problem).await,
             }
-            let key = key::chunk(hash);
-            let get = clock::timeout(self.patience.transfer(length), peer.target.get(&key, length));
-            let problem = match get.await {
-                Ok(Ok(bytes)) => match blocking(move || CheckedChunk::fetched(hash, bytes)).await? {
-                    Some(chunk) => return Some(chunk),
-                    None => "its bytes do not match its name".to_owned(),
-                },
-                Ok(Err(error)) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => error.to_string(),
-                // Out of reach is no finding.
-                Ok(Err(_)) | Err(_) => continue,
-            };
-            self.findings.report(Finding { chunk: hash, place: peer.name.clone(), problem });
+        }
+        for peer in others.into_iter().filter(|_| answered) {
+            if let Asked::Right(chunk) = self.ask(&peer, sources.chunk).await {
+                return Some(chunk);
+            }
         }
         None
+    }
+
+    async fn ask(&self, peer: &Peer, chunk: ChunkTodo) -> Asked {
+        let ChunkTodo { hash, length, .. } = chunk;
+        if peer.gate.state() != Gate::Open {
+            return Asked::Unanswered;
+        }
+        let key = key::chunk(hash);
+        let get = clock::timeout(self.patience.transfer(length), peer.target.get(&key, length));
+        match get.await {
+            Ok(Ok(bytes)) => match blocking(move || CheckedChunk::fetched(hash, bytes)).await {
+                Some(Some(chunk)) => Asked::Right(chunk),
+                Some(None) => Asked::Bad("its bytes do not match its name".to_owned()),
+                None => Asked::Unanswered,
+            },
+            Ok(Err(error)) if matches!(error.kind, Kind::NotFound | Kind::Invalid) => Asked::Bad(error.to_string()),
+            // Out of reach is no finding.
+            Ok(Err(_)) | Err(_) => Asked::Unanswered,
+        }
+    }
+
+    /// A target that counted as a holder is none, and needs the chunk again, as when a reader finds it so. What only a snapshot
+    /// still names is then known to be nowhere, and not waited for (T4).
+    async fn misplaced(self: &Arc<Uploader>, peer: &Peer, chunk: ChunkTodo, problem: String) {
+        self.findings.report(Finding { chunk: chunk.hash, place: peer.name.clone(), problem });
+        let (this, bit) = (Arc::clone(self), peer.bit);
+        let noted = blocking(move || this.meta.write(|tx| tx.misplaced(bit, chunk.id))).await;
+        if let Some(Err(error)) = noted {
+            tracing::warn!(target_name = peer.name, chunk = %chunk.hash, %error, "the finding could not be recorded");
+        }
     }
 
     async fn send(&self, peer: &Peer, chunk: &ChunkTodo, body: CheckedChunk) -> Outcome {
@@ -265,6 +292,14 @@ impl Uploader {
             Err(pace::Elapsed) => Outcome::Failed(unanswered("put", &key)),
         }
     }
+}
+
+/// What a target answers that is asked for a chunk.
+enum Asked {
+    Right(CheckedChunk),
+    /// It has none, or wrong bytes.
+    Bad(String),
+    Unanswered,
 }
 
 /// The failure of a call that had no answer in time.

@@ -256,6 +256,25 @@ async fn what_is_not_local_comes_from_another_target_if_its_bytes_are_right() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_not_where_it_was_confirmed_counts_no_more_and_one_wrong_answer_loses_none() {
+    let world = World::new(2);
+    let bytes = world.commit(100_000);
+    let (first, second) = (MemoryTarget::new(), MemoryTarget::new());
+    let driver = world.start(vec![Arc::new(first.clone())], quick());
+    world.drained(&driver, &[0]).await;
+    driver.stop().await;
+    let body = first.objects().remove(&key(&bytes)).unwrap();
+    std::fs::remove_file(world.files.locate("chunks/00/1")).unwrap();
+    let driver = world.start(vec![Arc::new(first.clone()), Arc::new(second.clone())], quick());
+    until(&driver, |targets| targets.iter().all(|target| target.tally.pending_chunks == 1)).await;
+    // It was there all the time, only the answer was wrong.
+    first.objects().insert(key(&bytes), body);
+    world.drained(&driver, &[0, 1]).await;
+    assert_eq!(second.objects().keys().cloned().collect::<Vec<_>>(), [key(&bytes)]);
+    driver.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_to_a_slow_target_are_bounded() {
     let world = World::new(1);
     for _ in 0..100 {

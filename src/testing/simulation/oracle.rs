@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::place::Place;
 use super::world::World;
 use crate::clock;
@@ -17,7 +19,8 @@ use crate::format::checkpoint::Complete;
 use crate::format::key::{self, CheckpointFile, Key};
 use crate::format::record::{Change, Record, VoidReason};
 use crate::format::segment;
-use crate::id::{ChunkHash, InodeId, SegmentNumber, Seq};
+use crate::format::writer::Writer;
+use crate::id::{ChunkHash, Epoch, InodeId, SegmentNumber, Seq, WriterId};
 use crate::meta::history::{assert_consistent, dump, empty_store_of};
 use crate::meta::journal;
 use crate::meta::{Meta, Options};
@@ -149,11 +152,17 @@ impl World {
         let (filesystem, target) = (self.filesystem, place.id());
         let mut complete = vec![];
         let mut segments = vec![];
+        let chain = chain(&objects);
         for (key, body) in &objects {
             match key::parse(key) {
                 Key::Checkpoint { seq, export, file: CheckpointFile::Complete } => {
                     let decoded = Complete::decode(body, seq, export);
-                    complete.push(decoded.unwrap_or_else(|e| panic!("world {seed}: {key}: {e}")));
+                    let decoded = decoded.unwrap_or_else(|e| panic!("world {seed}: {key}: {e}"));
+                    // One whose put had no answer may stand above the point from which the next writer went on.
+                    let writer = (decoded.epoch, decoded.writer);
+                    if chain.iter().any(|(id, until)| *id == writer && decoded.seq <= *until) {
+                        complete.push(decoded);
+                    }
                 }
                 Key::Segment { epoch, writer, n } => {
                     segments.push((n, segment::Place { filesystem, target, epoch, writer, n }, body));
@@ -355,6 +364,25 @@ impl World {
             );
         }
     }
+}
+
+/// The writers whose history counts on a place, newest first, each with the last record from which the next one went on.
+fn chain(objects: &BTreeMap<String, Bytes>) -> Vec<((Epoch, WriterId), Seq)> {
+    let announced: BTreeMap<(Epoch, WriterId), Writer> = objects
+        .iter()
+        .filter_map(|(key, body)| match key::parse(key) {
+            Key::Writer { epoch, writer } => Some(((epoch, writer), Writer::decode(body, epoch, writer).unwrap())),
+            _ => None,
+        })
+        .collect();
+    let mut next = announced.keys().next_back().map(|newest| (*newest, Seq(u64::MAX)));
+    let mut chain = vec![];
+    while let Some((id, until)) = next {
+        chain.push((id, until));
+        let parent = announced.get(&id).and_then(|writer| writer.parent);
+        next = parent.map(|parent| ((parent.epoch, parent.writer), parent.seq));
+    }
+    chain
 }
 
 /// Files whose last slot in the snapshot brought no bytes, and whose next content is not there: slots replace extents, and a
