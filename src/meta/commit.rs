@@ -191,7 +191,10 @@ impl Tx<'_> {
             }
         };
         inode.manifest = Some(manifest);
-        if !session.whole {
+        let named_before = deltas.net();
+        if session.whole {
+            inode.allocated = 0;
+        } else {
             extent::cut(self, manifest, session.base_limit.min(slot.size), deltas)?;
             for &(offset, length) in &session.zero {
                 extent::replace(self, manifest, offset, length, None, deltas)?;
@@ -223,6 +226,7 @@ impl Tx<'_> {
         }
         // What was emptied since the slot was taken is emptied for these bytes, too (O5).
         self.follow_repacks(manifest, slot.seq, &content, deltas)?;
+        inode.allocate(deltas.net() - named_before)?;
         self.end_slot(&slot, &Change::Content(content))?;
         self.delete_session(session.session)?;
         inode.update(self)?;

@@ -187,6 +187,7 @@ impl NewNode<'_> {
             manifest: None,
             last_seq: seq,
             parent: self.place.parent,
+            allocated: 0,
         }
     }
 }

@@ -64,17 +64,26 @@ impl ExtentRow {
 #[must_use = "references are counted only by `apply`"]
 pub(crate) struct RefDeltas {
     bytes: BTreeMap<ChunkId, i64>,
+    net: i64,
 }
 
 impl RefDeltas {
     /// Counts `bytes` more that extents name in `chunk`.
     pub fn add(&mut self, chunk: ChunkId, bytes: u64) {
         *self.bytes.entry(chunk).or_default() += bytes as i64;
+        self.net += bytes as i64;
     }
 
     /// Counts `bytes` fewer.
     pub fn remove(&mut self, chunk: ChunkId, bytes: u64) {
         *self.bytes.entry(chunk).or_default() -= bytes as i64;
+        self.net -= bytes as i64;
+    }
+
+    /// Bytes that extents name more than before, over all chunks so far: of what lies between two looks, by how much the
+    /// manifest that was changed has grown.
+    pub fn net(&self) -> i64 {
+        self.net
     }
 
     /// Updates each touched chunk once. A chunk whose count becomes 0 is dead from journal head + 1 on, even if it came

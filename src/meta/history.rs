@@ -438,6 +438,10 @@ pub(crate) fn rich() -> History {
     History::build(&(0..200).map(|_| step()).collect::<Vec<_>>())
 }
 
+/// Counts inodes whose `allocated` is not the sum of their extents.
+pub(crate) const ALLOCATED_IS_WRONG: &str = "SELECT count(*) FROM inode i WHERE allocated <> \
+    (SELECT coalesce(sum(length), 0) FROM extent e WHERE e.manifest = i.manifest)";
+
 /// Every invariant of the shared tables that SQL can see.
 pub(crate) fn assert_consistent(conn: &Connection) {
     for (what, sql) in [
@@ -474,6 +478,7 @@ pub(crate) fn assert_consistent(conn: &Connection) {
             "extents lie in file and chunk",
             "SELECT count(*) FROM extent e JOIN inode i ON i.manifest = e.manifest JOIN chunk c ON c.id = e.chunk WHERE e.offset + e.length > i.size OR e.chunk_offset + e.length > c.length OR e.length < 1",
         ),
+        ("allocated bytes are those of the extents", ALLOCATED_IS_WRONG),
         (
             "extents are disjoint",
             "SELECT count(*) FROM extent a JOIN extent b ON a.manifest = b.manifest AND a.offset < b.offset AND a.offset + a.length > b.offset",

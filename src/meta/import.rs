@@ -323,9 +323,20 @@ struct Import {
     last_xattr: (InodeId, Vec<u8>),
     slots: Vec<OpenSlot>,
     in_slots: HashSet<InodeId>,
-    /// The file whose extents are coming: its size (none while a slot of it is open), its manifest, where the next may begin.
-    file: Option<(InodeId, Option<u64>, ManifestId, u64)>,
+    /// The file whose extents are coming.
+    file: Option<Filling>,
     deltas: RefDeltas,
+}
+
+/// A file whose extents are coming.
+struct Filling {
+    /// Written with what is allocated when its last extent has come.
+    inode: Inode,
+    manifest: ManifestId,
+    /// Where its extents must end; none while a slot of it is open.
+    size: Option<u64>,
+    /// Where the next may begin.
+    next: u64,
 }
 
 type Each = fn(&mut Import, &mut Tx<'_>, &Row<'_>) -> Result<()>;
@@ -399,6 +410,7 @@ impl Import {
             last_seq: self.head.seq,
             // Nobody's, until a name comes.
             parent: if ino == InodeId::ROOT { InodeId::ROOT } else { InodeId(0) },
+            allocated: 0,
         };
         if !self.ascends(ino) || ino >= self.head.next_inode {
             refuse!("inode {ino} is out of order, or not below next_inode {}", self.head.next_inode);
@@ -532,18 +544,18 @@ impl Import {
             chunk: ChunkId(number(row, 3)?),
             chunk_offset: number(row, 4)?,
         };
-        let (size, manifest, next) = match self.file {
-            Some((file, size, manifest, next)) if file == ino => (size, manifest, next),
-            _ => {
+        let mut filling = match self.file.take() {
+            Some(filling) if filling.inode.ino == ino => filling,
+            before => {
+                filled(tx, before)?;
                 let inode = known(tx, ino)?;
                 if !self.ascends(ino) || !inode.is_file() {
                     refuse!("extents of inode {ino} are out of order, or it is not a file");
                 }
                 let manifest = tx.next_manifest();
-                Inode { manifest: Some(manifest), ..inode }.update(tx)?;
                 // The old content of a file with open slots may be longer than the file; filling them clips it.
                 let size = (!self.in_slots.contains(&ino)).then_some(inode.size);
-                (size, manifest, 0)
+                Filling { inode: Inode { manifest: Some(manifest), ..inode }, manifest, size, next: 0 }
             }
         };
         let length: Option<i64> = tx
@@ -556,16 +568,19 @@ impl Import {
         };
         // All numbers are below 2^53, so none of these sums overflows.
         let in_chunk = extent.chunk_offset + extent.length <= length as u64;
-        let in_file = extent.end() <= size.unwrap_or(NUMBER_MAX);
-        if extent.length == 0 || extent.offset < next || !in_chunk || !in_file {
+        let in_file = extent.end() <= filling.size.unwrap_or(NUMBER_MAX);
+        if extent.length == 0 || extent.offset < filling.next || !in_chunk || !in_file {
             refuse!("the extent of inode {ino} at {} is empty, overlaps, or lies outside", extent.offset);
         }
-        self.file = Some((ino, size, manifest, extent.end()));
+        filling.next = extent.end();
+        filling.inode.allocated += extent.length;
+        let manifest = self.file.insert(filling).manifest;
         extent::insert(tx, manifest, &extent, &mut self.deltas)
     }
 
     /// The checks that need all rows, and the counters.
     fn finish(&mut self, tx: &mut Tx<'_>) -> Result<()> {
+        filled(tx, self.file.take())?;
         let count = |sql: &str| -> Result<i64> { Ok(tx.conn().query_row(sql, [], |row| row.get(0))?) };
         if tx.find_inode(InodeId::ROOT)?.is_none() {
             refuse!("has no root");
@@ -594,6 +609,11 @@ impl Import {
         tx.raise_next_inode(InodeId(self.head.next_inode.0.saturating_sub(1)));
         Ok(())
     }
+}
+
+/// All extents of a file have come.
+fn filled(tx: &Tx<'_>, file: Option<Filling>) -> Result<()> {
+    file.map_or(Ok(()), |filling| filling.inode.update(tx))
 }
 
 fn known(tx: &Tx<'_>, ino: InodeId) -> Result<Inode> {

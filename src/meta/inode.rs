@@ -35,6 +35,8 @@ pub struct Inode {
     pub last_seq: Seq,
     /// The directory of the name it got last: a hint.
     pub parent: InodeId,
+    /// Sum of the lengths of the manifest's extents: what of `size` is no hole, as committed.
+    pub allocated: u64,
 }
 
 impl Inode {
@@ -53,8 +55,19 @@ impl Inode {
         self.file_type() == libc::S_IFREG
     }
 
+    /// Takes over by how much a change of extents changed what is allocated ([`RefDeltas::net`](super::extent::RefDeltas::net)).
+    pub(crate) fn allocate(&mut self, net: i64) -> Result<()> {
+        self.allocated = self.allocated.checked_add_signed(net).ok_or_else(|| {
+            Error::Damaged(format!("inode {} has {} bytes allocated, and {net} come", self.ino, self.allocated))
+        })?;
+        Ok(())
+    }
+
+    /// The columns that [`Inode::from_row`] reads, as many as [`Inode::COLUMN_COUNT`].
     pub(super) const COLUMNS: &'static str = "ino, mode, uid, gid, rdev, nlink, size, generation, atime, atime_ns, mtime, mtime_ns, \
-                                   ctime, ctime_ns, times_seq, manifest, last_seq, parent";
+                                   ctime, ctime_ns, times_seq, manifest, last_seq, parent, allocated";
+
+    pub(super) const COLUMN_COUNT: usize = 19;
 
     pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<Inode> {
         Ok(Inode {
@@ -73,6 +86,7 @@ impl Inode {
             manifest: row.get(15)?,
             last_seq: row.get(16)?,
             parent: row.get(17)?,
+            allocated: row.get::<_, i64>(18)? as u64,
         })
     }
 
@@ -93,7 +107,7 @@ impl Inode {
         use std::sync::LazyLock;
         static SQL: LazyLock<String> = LazyLock::new(|| {
             format!(
-                "INSERT INTO inode ({}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18)",
+                "INSERT INTO inode ({}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19)",
                 Inode::COLUMNS
             )
         });
@@ -124,7 +138,7 @@ impl Inode {
         self.store(
             tx,
             "UPDATE inode SET mode=?2, uid=?3, gid=?4, rdev=?5, nlink=?6, size=?7, generation=?8, atime=?9, atime_ns=?10, \
-             mtime=?11, mtime_ns=?12, ctime=?13, ctime_ns=?14, times_seq=?15, manifest=?16, last_seq=?17, parent=?18 \
+             mtime=?11, mtime_ns=?12, ctime=?13, ctime_ns=?14, times_seq=?15, manifest=?16, last_seq=?17, parent=?18, allocated=?19 \
              WHERE ino=?1",
         )
     }
@@ -149,6 +163,7 @@ impl Inode {
             self.manifest,
             self.last_seq,
             self.parent,
+            self.allocated as i64,
         ])?;
         if changed == 1 { Ok(()) } else { Err(Error::Damaged(format!("inode {} has {changed} rows", self.ino))) }
     }

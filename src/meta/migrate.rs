@@ -19,7 +19,7 @@ pub(super) const APPLICATION_ID: i32 = 0x5444_4653;
 pub(super) const USER_VERSION: i32 = STEPS.len() as i32 + 1;
 
 /// What leads from version `index + 1` to the next.
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     // 2: earlier mounts, for announcements (T7); targets that come and go, are paused, resynced, and lose chunks (T4, T9).
     "CREATE TABLE mounted (
        epoch INTEGER NOT NULL, writer TEXT NOT NULL,
@@ -66,6 +66,10 @@ const STEPS: [&str; 3] = [
     // 4: outlines, by which parts of chunks are checked. Chunks of before get theirs when they are fetched.
     "CREATE TABLE outline (chunk INTEGER PRIMARY KEY, leads BLOB NOT NULL) STRICT;
      CREATE TRIGGER chunk_outline AFTER DELETE ON chunk BEGIN DELETE FROM outline WHERE chunk = old.id; END;",
+    // 5: bytes that a file's content takes without its holes, for st_blocks.
+    "ALTER TABLE inode ADD COLUMN allocated INTEGER NOT NULL DEFAULT 0;
+     UPDATE inode SET allocated = (SELECT coalesce(sum(length), 0) FROM extent WHERE manifest = inode.manifest)
+       WHERE manifest IS NOT NULL;",
 ];
 
 /// The version of the store behind `conn`, if it is one that this program can read.
@@ -112,6 +116,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::path::PathBuf;
 
+    use super::super::history::ALLOCATED_IS_WRONG;
     use super::super::{Meta, Options, testing};
     use super::*;
 
@@ -146,6 +151,9 @@ mod tests {
                 let (shape, expected) = (shape(&meta), shape(&today));
                 assert_eq!(shape, expected, "version {version}: a step is missing in STEPS");
                 assert!(meta.head().0 > 0 && !meta.targets().unwrap().is_empty());
+                let wrong: i64 =
+                    meta.read(|conn| Ok(conn.query_row(ALLOCATED_IS_WRONG, [], |row| row.get(0))?)).unwrap();
+                assert_eq!(wrong, 0, "version {version}: allocated bytes are those of the extents");
             }
             Meta::open(&path, &Options { read_only: true }).unwrap();
         }

@@ -166,6 +166,7 @@ impl Tx<'_> {
             manifest: None,
             last_seq: seq,
             parent: InodeId::ROOT,
+            allocated: 0,
         };
         inode.insert(self)?;
         Ok(inode)

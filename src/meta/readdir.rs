@@ -39,8 +39,9 @@ impl Meta {
             let mut select = conn.prepare_cached(&SQL)?;
             let rows = select.query_map(params![directory, cookie, limit as i64], |row| {
                 let inode = Inode::from_row(row)?;
-                let entry = Entry { inode, name: row.get(18)?, cookie: row.get(19)? };
-                Ok((entry, Known { inode, xattrs: Some(row.get(20)?) }))
+                let entry =
+                    Entry { inode, name: row.get(Inode::COLUMN_COUNT)?, cookie: row.get(Inode::COLUMN_COUNT + 1)? };
+                Ok((entry, Known { inode, xattrs: Some(row.get(Inode::COLUMN_COUNT + 2)?) }))
             })?;
             Ok(rows.collect::<rusqlite::Result<_>>()?)
         })?;

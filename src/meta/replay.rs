@@ -165,6 +165,7 @@ impl Tx<'_> {
             manifest: None,
             last_seq: Seq::ZERO,
             parent: InodeId::ROOT,
+            allocated: 0,
         };
         root.insert(self)
     }
@@ -195,6 +196,7 @@ impl Tx<'_> {
         if let Some(manifest) = inode.manifest {
             let mut deltas = RefDeltas::default();
             extent::cut(self, manifest, size, &mut deltas)?;
+            inode.allocate(deltas.net())?;
             deltas.apply(self)?;
         }
         inode.update(self)
@@ -226,6 +228,7 @@ impl Tx<'_> {
             manifest: None,
             last_seq: seq,
             parent,
+            allocated: 0,
         };
         inode.insert(self)?;
         for (name, value) in xattrs {
@@ -337,7 +340,10 @@ impl Tx<'_> {
         }
         let manifest = match inode.manifest {
             Some(manifest) => manifest,
-            None if content.extents.is_empty() => return deltas.apply(self),
+            None if content.extents.is_empty() => {
+                inode.allocate(deltas.net())?;
+                return deltas.apply(self);
+            }
             None => *inode.manifest.insert(self.next_manifest()),
         };
         for &(offset, length) in &content.zero {
@@ -363,6 +369,7 @@ impl Tx<'_> {
             let chunk = ids.id(self, at, extent.chunk)?;
             extent::replace(self, manifest, extent.offset, length, Some((chunk, extent.chunk_offset)), &mut deltas)?;
         }
+        inode.allocate(deltas.net())?;
         deltas.apply(self)
     }
 
@@ -386,6 +393,7 @@ impl Tx<'_> {
             if let Some(manifest) = inode.manifest {
                 let mut deltas = RefDeltas::default();
                 extent::cut(self, manifest, size, &mut deltas)?;
+                inode.allocate(deltas.net())?;
                 deltas.apply(self)?;
             }
         }

@@ -17,7 +17,8 @@ CREATE TABLE inode (
   times_seq INTEGER NOT NULL,                      -- directories: seq that set mtime and ctime last; else 0
   manifest INTEGER,                                -- local: extents of the committed content (D8); NULL = none, all zeros
   last_seq INTEGER NOT NULL,                       -- local: newest record that names this inode (O1: may a slot be renewed in place?)
-  parent INTEGER NOT NULL                          -- local: the directory of the name it got last; a hint for order and for paths
+  parent INTEGER NOT NULL,                         -- local: the directory of the name it got last; a hint for order and for paths
+  allocated INTEGER NOT NULL DEFAULT 0             -- local: sum of the lengths of the manifest's extents, for st_blocks
 ) STRICT;
 CREATE INDEX inode_orphan ON inode (ino) WHERE nlink = 0;   -- local: what recovery removes
 CREATE TABLE dirent (

@@ -98,6 +98,7 @@ impl Tx<'_> {
             super::commit::push_merged(&mut content.extents, Extent { offset, length, chunk, chunk_offset });
         }
         self.share_hole(manifest, moved(at..end), &mut content, &mut deltas)?;
+        inode.allocate(deltas.net())?;
         deltas.apply(self)?;
         self.end_slot(&slot, &Change::Content(content))?;
         self.delete_session(share.slot.session)?;

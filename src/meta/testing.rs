@@ -110,6 +110,7 @@ pub(crate) fn file(tx: &mut Tx<'_>, name: &[u8]) -> InodeId {
         manifest: None,
         last_seq: seq,
         parent: InodeId::ROOT,
+        allocated: 0,
     };
     inode.insert(tx).unwrap();
     let cookie = tx.next_cookie();

@@ -108,6 +108,7 @@ mod tests {
             manifest: None,
             last_seq: Seq(1),
             parent: InodeId::ROOT,
+            allocated: 0,
         };
         let row = SessionRow {
             id: SessionId(1),

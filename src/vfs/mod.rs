@@ -36,6 +36,7 @@ use crate::meta::namespace::{Name, Place};
 use crate::meta::{self, Meta, Tx};
 use crate::read::Reader;
 use crate::write::Files;
+use crate::write::overlay::ALLOCATION_UNIT;
 
 /// Result of a file operation: the errno is what the program gets.
 pub type Result<T> = std::result::Result<T, Errno>;
@@ -91,20 +92,18 @@ impl Vfs {
 
     /// What `stat` shows of a row that was just read.
     fn attributes(&self, inode: Inode) -> Attributes {
-        let (inode, allocated) = self.current(inode);
-        Attributes { inode, blocks: allocated.unwrap_or(inode.size).div_ceil(512) }
+        let inode = self.current(inode);
+        let bytes = if inode.is_file() { inode.allocated.next_multiple_of(ALLOCATION_UNIT) } else { inode.size };
+        Attributes { inode, blocks: bytes.div_ceil(512) }
     }
 
-    /// The row with what a session knows better, and the bytes that the session has allocated, if it can say.
-    fn current(&self, mut inode: Inode) -> (Inode, Option<u64>) {
-        if !inode.is_file() {
-            return (inode, None);
-        }
-        if let Some(session) = self.files.overlay(&mut inode) {
-            return (inode, session.allocated);
+    /// The row with what a session knows better.
+    fn current(&self, mut inode: Inode) -> Inode {
+        if !inode.is_file() || self.files.overlay(&mut inode) {
+            return inode;
         }
         // A session may have been committed since the row was read: then the row is older than what programs have seen.
-        (self.meta.inode(inode.ino).unwrap_or(inode), None)
+        self.meta.inode(inode.ino).unwrap_or(inode)
     }
 
     /// Runs a transaction for an operation on `ino`; twice, if it finds the disk full: whoever finds it so makes the reserve

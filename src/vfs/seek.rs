@@ -19,7 +19,7 @@ impl Vfs {
             libc::SEEK_HOLE => true,
             _ => return Err(Errno::INVAL),
         };
-        let (inode, _) = self.current(self.meta().inode(ino).map_err(|error| errno("lseek", ino, &error))?);
+        let inode = self.current(self.meta().inode(ino).map_err(|error| errno("lseek", ino, &error))?);
         if offset >= inode.size {
             return Err(Errno::NXIO);
         }

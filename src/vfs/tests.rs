@@ -247,6 +247,86 @@ fn a_time_set_while_a_file_is_dirty_survives_its_close() {
 }
 
 #[test]
+fn a_sealed_file_has_the_blocks_of_its_data_and_none_of_its_holes() {
+    let rig = Rig::new();
+    let blocks = |ino| rig.vfs.getattr(ino).unwrap().blocks * 512;
+    let resize = |ino, size| {
+        rig.vfs.setattr(&ROOT, ino, &SetAttributes { size: Some(size), ..SetAttributes::default() }).unwrap();
+    };
+    let told = || rig.vfs.files().stale_attributes().try_iter().collect::<Vec<InodeId>>();
+    let seal = |ino| {
+        rig.close(ino);
+        rig.settle();
+    };
+    let reopen = |ino| rig.vfs.open(&ROOT, ino, libc::O_RDWR, &mut NoKernel::default()).unwrap();
+
+    let ino = rig.create("sparse").unwrap();
+    resize(ino, 1 << 30);
+    assert_eq!(blocks(ino), 0);
+    rig.write(ino, 512 << 20, &[7; CHUNK as usize]);
+    let before = blocks(ino);
+    assert!((CHUNK..2 * CHUNK).contains(&before), "{before} bytes while it is open");
+    seal(ino);
+    assert_eq!(blocks(ino), CHUNK);
+    let listed = || {
+        let mut listed = None;
+        let mut add = |entry: super::readdir::DirEntry<'_>| {
+            listed = (entry.attributes.inode.ino == ino).then_some(entry.attributes.blocks * 512).or(listed);
+            false
+        };
+        rig.vfs.read_dir(InodeId::ROOT, 0, true, &mut add).unwrap();
+        listed
+    };
+    assert_eq!(listed(), Some(CHUNK), "in a listing, too");
+    told();
+
+    // Edited: never too low, and right when it is committed, of which the kernel is told.
+    reopen(ino);
+    rig.write(ino, 512 << 20, &[8; CHUNK as usize / 2]);
+    rig.write(ino, 0, &[9; 4096]);
+    assert!((CHUNK + 4096..3 * CHUNK).contains(&blocks(ino)), "{} bytes while it is edited", blocks(ino));
+    seal(ino);
+    assert_eq!(blocks(ino), CHUNK + 4096);
+    assert!(told().contains(&ino), "it was shown too many");
+    reopen(ino);
+    rig.vfs.fallocate(ino, 0..4096, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE).unwrap();
+    seal(ino);
+    assert_eq!(blocks(ino), CHUNK);
+
+    // Shared, not copied: blocks all the same, as with reflinks elsewhere.
+    let copy = rig.create("copy").unwrap();
+    assert_eq!(rig.vfs.copy_range((ino, 0), (copy, 0), 1 << 30).unwrap(), Some(1 << 30));
+    assert_eq!(blocks(copy), CHUNK);
+    seal(copy);
+    assert_eq!(blocks(copy), CHUNK);
+
+    resize(ino, 100);
+    rig.settle();
+    assert_eq!(blocks(ino), 0);
+    resize(ino, 0);
+    rig.settle();
+    assert_eq!(blocks(ino), 0);
+
+    // Without holes: shown as before, and nobody is made to ask again for nothing.
+    told();
+    for size in [1, 100, CHUNK, CHUNK + 1, 1 << 20] {
+        let ino = rig.create(&format!("dense {size}")).unwrap();
+        rig.write(ino, 0, &vec![5; size as usize]);
+        let before = blocks(ino);
+        seal(ino);
+        assert_eq!(blocks(ino), size.next_multiple_of(4096), "{size}");
+        assert_eq!(told().contains(&ino), before != blocks(ino), "{size}: {before} bytes before");
+    }
+    // Zeros are dropped, and what is only reserved is a hole then.
+    let ino = rig.create("reserved").unwrap();
+    rig.vfs.fallocate(ino, 0..1 << 20, 0).unwrap();
+    assert_eq!(blocks(ino), 1 << 20);
+    seal(ino);
+    assert_eq!(blocks(ino), 0);
+    assert!(told().contains(&ino));
+}
+
+#[test]
 fn a_row_that_was_read_before_its_session_was_committed_is_not_shown() {
     let rig = Rig::new();
     let ino = rig.create("f").unwrap();

@@ -25,7 +25,6 @@ use crate::chunk::space::Space;
 use crate::chunk::{copy, lease};
 use crate::clock::{self, Instant, Timestamp};
 use crate::id::{InodeId, SessionId};
-use crate::meta::inode::Inode;
 use crate::meta::{Error, Meta, Result};
 use crate::priority::Programs;
 
@@ -86,13 +85,6 @@ pub struct Files {
 pub struct SealJob {
     pub file: Arc<LiveFile>,
     pub frozen: Arc<Frozen>,
-}
-
-/// What a session says besides attributes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Overlaid {
-    /// Bytes allocated locally, for `st_blocks`, if a session takes writes that holds the whole file.
-    pub allocated: Option<u64>,
 }
 
 impl Files {
@@ -331,18 +323,6 @@ impl Files {
     pub(super) fn queue(&self, file: &Arc<LiveFile>, frozen: Arc<Frozen>) {
         // The receivers are gone only when the mount is; then the next mount seals what has a row.
         let _ = self.jobs.send(SealJob { file: file.clone(), frozen });
-    }
-
-    /// Puts what a session knows better into `inode`: size, mtime, ctime. `None`: there is no session, and every one that
-    /// was is committed.
-    pub fn overlay(&self, inode: &mut Inode) -> Option<Overlaid> {
-        let file = self.find(inode.ino)?;
-        let state = file.state.read();
-        let attributes = state.current_attributes()?;
-        inode.size = attributes.size;
-        inode.mtime = attributes.mtime;
-        inode.ctime = attributes.ctime;
-        Some(Overlaid { allocated: state.staged.as_ref().filter(|staged| staged.whole).map(Staged::allocated) })
     }
 
     /// Makes room for sessions where there are as many as may be: those of other files go to the sealers, open or not, and

@@ -18,6 +18,7 @@ pub mod layers;
 pub mod lend;
 pub mod live;
 pub mod opening;
+pub mod overlay;
 pub mod pipeline;
 #[cfg(test)]
 pub(crate) mod pipeline_tests;

@@ -306,7 +306,8 @@ impl Committer {
         ended.extend(dead.iter().map(|ready| ready.job.frozen.id));
         for id in &outcome.committed {
             let index = index_of[id];
-            self.files.settle(&live[index].job, End::Committed, outcome.files[index]);
+            let end = End::Committed { allocated: live[index].sealed.allocated };
+            self.files.settle(&live[index].job, end, outcome.files[index]);
             if outcome.files[index].is_none() {
                 // No chunk lies in it. After the layer: a reader that finds no file plans again, without the layer.
                 let path = &live[index].job.frozen.path;
@@ -503,7 +504,10 @@ fn read_run(file: &File, run: &std::ops::Range<u64>, buffer: &mut Vec<u8>) -> io
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     /// It is the content of its inode.
-    Committed,
+    Committed {
+        /// Bytes that its file takes on disk.
+        allocated: u64,
+    },
     /// Its inode has no name; its file goes.
     Discarded,
     /// Its inode has no name; its file stays, as others share a chunk with it.
@@ -533,9 +537,12 @@ impl Files {
         {
             let mut state = job.file.state.write();
             self.space.add(-(job.frozen.accounted as i64));
-            if end == End::Committed {
+            if let End::Committed { allocated } = end {
                 state.frozen.retain(|frozen| frozen.id != job.frozen.id);
                 self.learn_image(job, &state, file);
+                if self.blocks_changed(job.file.ino, &state, &job.frozen, allocated) {
+                    self.attributes_are_stale(job.file.ino);
+                }
             } else if state.opens() > 0 {
                 // Still read through an open handle: the descriptor keeps its bytes, whatever becomes of the name.
                 match self.open_files.files().open(&job.frozen.path) {

@@ -22,6 +22,7 @@ mod outage;
 mod passthrough;
 mod programs;
 mod scrub;
+mod sparse;
 mod targets;
 mod upload;
 mod users;
