@@ -147,6 +147,20 @@ impl Meta {
         })
     }
 
+    /// True if a follower lacks a chunk that died since the state that it has, and that is nowhere any more: who confirmed it
+    /// lost it. What names the chunk can never be sent to it.
+    pub fn lacks_what_is_gone(&self, bit: TargetBit) -> Result<bool> {
+        self.read(|conn| {
+            let rows = target::rows(conn)?;
+            let Some(row) = rows.iter().find(|row| row.bit == bit && row.mode == Mode::Follow) else {
+                return Ok(false);
+            };
+            let sql = "SELECT 1 FROM chunk c WHERE dead_seq > ?1 AND incomplete = 1 AND placed = 0 AND claimed = 0 \
+                       AND NOT EXISTS (SELECT 1 FROM location l WHERE l.chunk = c.id)";
+            Ok(conn.prepare_cached(sql)?.exists([target::base(conn, row)?])?)
+        })
+    }
+
     /// One page of what target `bit` needs, and what of it it lacks: up to `limit` chunks after `after` are added to `lacking`.
     /// Returns where to go on; `None` at the end.
     pub fn count_lacking(

@@ -172,3 +172,18 @@ fn t5_a_resyncer_lacks_what_died_after_the_snapshot_that_is_on_its_way_too() {
     assert_eq!(lacking, Lacking { chunks: 1, bytes: 10, total_bytes: 30 });
     assert_eq!(meta.chunks_to_place(bit(1), ChunkId(0), 9).unwrap().chunks.len(), 1, "that is what it is given");
 }
+
+#[test]
+fn t4_a_follower_whose_records_name_what_is_nowhere_any_more_is_told_from_one_that_waits() {
+    let (_dir, meta) = two_followers();
+    // Of the present state: it may turn up, and who reads it must hear of it.
+    chunk(&meta, 1, &[], None);
+    // The other target has it.
+    chunk(&meta, 2, &[0], Some(5));
+    assert!(!meta.lacks_what_is_gone(bit(1)).unwrap());
+    chunk(&meta, 3, &[0], Some(5));
+    meta.write(|tx| tx.misplaced(bit(0), ChunkId(3))).unwrap();
+    assert!(meta.lacks_what_is_gone(bit(1)).unwrap());
+    meta.begin_resync(bit(1), "lost", 7).unwrap();
+    assert!(!meta.lacks_what_is_gone(bit(1)).unwrap(), "a resyncer is given what its snapshot names");
+}

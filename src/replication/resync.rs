@@ -1,4 +1,5 @@
-//! When a follower becomes a resyncer (T4): what it would have to catch up with has grown beyond what is kept for one target.
+//! When a follower becomes a resyncer (T4): what it would have to catch up with has grown beyond what is kept for one target, or
+//! is lost.
 //!
 //! Owns: the limits, the decision (pure), the look at every target now and then, letting go of what was kept.
 //! Does not own: the resync itself: the driver places chunks, and a checkpoint ends it (`checkpoint`).
@@ -7,7 +8,8 @@
 //!   every look, per follower: Backlog ──decide──▶ begin_resync ─▶ pins settled ─▶ journal trimmed
 //! ```
 //!
-//! - Nothing is given up because a target is ill: only because what is kept for it has outgrown its bound.
+//! - Nothing is given up because a target is ill: only because what is kept for it has outgrown its bound, or because what it
+//!   would have to be given is nowhere any more.
 //! - Local bytes that no other target has stay, whoever follows (`meta::location`).
 
 use std::collections::BTreeMap;
@@ -23,6 +25,8 @@ use crate::replication::holds::JournalHolds;
 const PAGE: usize = 256;
 /// Records that cannot be too many bytes.
 const FEW_ROWS: u64 = 64;
+/// Every so many looks, lost chunks are looked for: the search may pass over all that died lately.
+const SEARCH: u64 = 12;
 /// Seqs whose bytes are summed up together.
 const BLOCK: u64 = 1024;
 
@@ -56,12 +60,19 @@ pub struct Backlog {
     pub pending_bytes: u64,
     /// Of these, bytes of chunks that nothing refers to any more.
     pub superseded_bytes: u64,
+    /// Its records name a chunk that died meanwhile and is nowhere any more: a target lost what it had confirmed.
+    pub lost: bool,
 }
 
 impl Limits {
     /// Why a follower with this backlog shall resync; `None`: it goes on following. Pure.
     pub fn decide(&self, backlog: &Backlog) -> Option<String> {
-        let Backlog { rows, row_bytes, pending_bytes, superseded_bytes } = *backlog;
+        let Backlog { rows, row_bytes, pending_bytes, superseded_bytes, lost } = *backlog;
+        if lost {
+            return Some(
+                "its records name bytes that were overwritten or removed meanwhile, and that no target has".into(),
+            );
+        }
         if rows > self.rows_max {
             return Some(format!("it lacks {rows} records, more than {} are not kept for it", self.rows_max));
         }
@@ -86,12 +97,13 @@ pub struct Watch {
     /// Bytes of journal rows by block of seqs; a block is summed up once, when it is full. A body that is filled in later
     /// is missed: a few rows of a thousand.
     blocks: BTreeMap<u64, u64>,
+    looks: u64,
 }
 
 impl Watch {
     /// Watches the targets of `meta`.
     pub fn new(meta: Arc<Meta>, holds: Arc<JournalHolds>, limits: Limits) -> Watch {
-        Watch { meta, holds, limits, blocks: BTreeMap::new() }
+        Watch { meta, holds, limits, blocks: BTreeMap::new(), looks: 0 }
     }
 
     /// Looks at every follower once; those whose backlog is too large become resyncers. Returns their bits. Blocks on the
@@ -100,6 +112,7 @@ impl Watch {
         let mut changed = Vec::new();
         // What could not be finished when a target began to follow.
         self.meta.pin_all()?;
+        self.looks += 1;
         for row in self.meta.targets()? {
             if row.mode == Mode::Resync {
                 continue;
@@ -126,7 +139,8 @@ impl Watch {
         let row_bytes = if waiting > FEW_ROWS { self.journal_bytes(row.shipped_seq.next())? } else { 0 };
         let superseded_bytes =
             if pending_bytes > self.limits.superseded_min { self.meta.superseded_bytes(row.bit)? } else { 0 };
-        Ok(Backlog { rows: waiting, row_bytes, pending_bytes, superseded_bytes })
+        let lost = pending_bytes > 0 && self.looks.is_multiple_of(SEARCH) && self.meta.lacks_what_is_gone(row.bit)?;
+        Ok(Backlog { rows: waiting, row_bytes, pending_bytes, superseded_bytes, lost })
     }
 
     /// Bytes of the journal from `first` on.
@@ -197,8 +211,10 @@ mod tests {
             row_bytes,
             pending_bytes,
             superseded_bytes,
+            lost: false,
         };
         for (resyncs, case) in [
+            (true, Backlog { lost: true, ..backlog(1, 1, 1, 0) }),
             (false, backlog(0, 0, 0, 0)),
             (false, backlog(1_000_000, 256 << 20, 100 * gib, 0)),
             (true, backlog(1_000_001, 0, 0, 0)),
