@@ -23,11 +23,9 @@ pub fn uuid() -> uuid::Uuid {
 }
 
 /// A generator that looks random and starts from a seed: SplitMix64.
-#[cfg(any(test, feature = "testing"))]
 #[derive(Debug, Clone)]
 pub struct Seeded(pub u64);
 
-#[cfg(any(test, feature = "testing"))]
 impl Seeded {
     /// The next 64 bits.
     pub fn draw(&mut self) -> u64 {
@@ -40,7 +38,12 @@ impl Seeded {
 
     /// A number below `bound`.
     pub fn below(&mut self, bound: usize) -> usize {
-        (self.draw() % bound as u64) as usize
+        self.below_u64(bound as u64) as usize
+    }
+
+    /// A number of 64 bits below `bound`.
+    pub fn below_u64(&mut self, bound: u64) -> u64 {
+        self.draw() % bound
     }
 }
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::model::{Crash, Found, assert_same};
 use super::past::{Acked, Past};
 use super::rig::{PATIENCE, Rig, run, wait_until};
-use super::workload::Random;
 use super::{seed, setting};
 use crate::support::mounted::has_whole_history;
 use crate::support::run::tandemfs;
+use tandemfs::chance::Seeded;
 use tandemfs::testing::failpoint::{Point, VARIABLE};
 
 /// Places that a plain workload passes.
@@ -58,7 +58,7 @@ fn a_test_strikes_at_every_place() {
 /// A mount that is killed again and again, and all that its files ever held.
 struct Killed {
     rig: Rig,
-    random: Random,
+    random: Seeded,
     start: Found,
     past: Past,
     rounds: u64,
@@ -129,7 +129,7 @@ fn what_was_closed_survives_kill_9_wherever_it_strikes() {
     let kills = setting("TANDEMFS_KILLS", 4);
     // A look costs three restores.
     let look = if kills > 50 { 2 } else { 7 };
-    let random = Random(seed("kills"));
+    let random = Seeded(seed("kills"));
     let mut rig = Rig::new(&["a", "b"]);
     // What a workload of a second leaves is rewritten at once, and while it goes on: a kill strikes in the middle of that, too.
     rig.settings = "[compaction]\nquiet = \"1s\"\nmin_garbage = \"64 KiB\"\nlag_max = \"1 GiB\"".into();
@@ -143,10 +143,9 @@ fn what_was_closed_survives_kill_9_wherever_it_strikes() {
     }
     for _ in 0..kills {
         // Every second one at a failpoint.
-        let point =
-            (killed.rounds.is_multiple_of(2)).then(|| EVERYDAY[killed.random.below(EVERYDAY.len() as u64) as usize]);
-        let nth = 1 + killed.random.below(12);
-        let moment = if point.is_some() { 1500 } else { killed.random.below(900) };
+        let point = (killed.rounds.is_multiple_of(2)).then(|| EVERYDAY[killed.random.below(EVERYDAY.len())]);
+        let nth = 1 + killed.random.below_u64(12);
+        let moment = if point.is_some() { 1500 } else { killed.random.below_u64(900) };
         struck += u64::from(killed.round(point, nth, Some(Duration::from_millis(moment))));
     }
     let Killed { rig, start, rounds, looks, .. } = killed;

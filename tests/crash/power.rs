@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::model::{Crash, Found, assert_same};
 use super::past::{Acked, Past};
 use super::rig::{Daemon, Rig, wait_until};
-use super::workload::Random;
 use super::{seed, setting};
+use tandemfs::chance::Seeded;
 use tandemfs::testing::failpoint::Point;
 
 /// A filesystem on a loop device.
@@ -114,7 +114,7 @@ const PLACES: &[Point] = &[
 
 fn cut_often(kind: &'static str, cuts: u64) {
     let Some(disk) = Disk::new(kind) else { return };
-    let mut random = Random(seed(kind));
+    let mut random = Seeded(seed(kind));
     let mut rig = Rig::on(Some(&disk.mnt), &["a", "b"]);
     let marker = rig.base.join("marker");
     let (mut start, mut past) = (Found::new(), Past::default());
@@ -123,9 +123,9 @@ fn cut_often(kind: &'static str, cuts: u64) {
     let look = if cuts > 50 { 3 } else { 5 };
     for round in 0..cuts {
         let _ = std::fs::remove_file(&marker);
-        let point = (round % 2 == 1).then(|| PLACES[random.below(PLACES.len() as u64) as usize]);
+        let point = (round % 2 == 1).then(|| PLACES[random.below(PLACES.len())]);
         let failpoint =
-            point.map(|point| format!("{}:{}=stop:{}", point.name(), 1 + random.below(10), marker.display()));
+            point.map(|point| format!("{}:{}=stop:{}", point.name(), 1 + random.below_u64(10), marker.display()));
         let what = format!("{kind}: cut {round} at {}", failpoint.as_deref().unwrap_or("some moment"));
         let acked = [Acked::All, Acked::One, Acked::Local][round as usize % 3];
         rig.acknowledge(acked);
@@ -139,7 +139,7 @@ fn cut_often(kind: &'static str, cuts: u64) {
         let (child, log) = rig.workload(&mut random, 500, 1000);
         let moment = match point {
             Some(_) => 1500,
-            None => random.below(900),
+            None => random.below_u64(900),
         };
         let begun = std::time::Instant::now();
         while begun.elapsed() < Duration::from_millis(moment) && !marker.exists() {

@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
+use tandemfs::chance::Seeded;
 
 use super::model::{Crash, Found, History};
 use super::past::{Acked, From, Past};
-use super::workload::{self, Order, Random};
+use super::workload::{self, Order};
 use crate::support::run::{Finished, tandemfs};
 use crate::support::tree::{self, Depth, Tree};
 
@@ -182,11 +183,11 @@ impl Rig {
     }
 
     /// Starts a workload on the mount, with some pause up to `pause_max` microseconds between operations.
-    pub fn workload(&self, random: &mut Random, ops: u64, pause_max: u64) -> (Child, PathBuf) {
-        let pause_micros = random.below(pause_max);
+    pub fn workload(&self, random: &mut Seeded, ops: u64, pause_max: u64) -> (Child, PathBuf) {
+        let pause_micros = random.below_u64(pause_max);
         let log = self.base.join("workload.log");
         let _ = std::fs::remove_file(&log);
-        let order = Order { root: self.mnt(), log: log.clone(), seed: random.next(), ops, pause_micros };
+        let order = Order { root: self.mnt(), log: log.clone(), seed: random.draw(), ops, pause_micros };
         (workload::start(&order), log)
     }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use rustix::fs::FallocateFlags;
 use serde::{Deserialize, Serialize};
+use tandemfs::chance::Seeded;
 
 use super::model::{Model, Node, Op};
 use super::rig::scan;
@@ -64,7 +65,7 @@ fn run(order: &Order) {
     }
     let root = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
     let Ok(found) = scan(&root) else { return };
-    let mut random = Random(order.seed);
+    let mut random = Seeded(order.seed);
     let mut model = Model::of(&found);
     let mut open = BTreeMap::new();
     let mut next_handle = 0;
@@ -129,22 +130,22 @@ fn perform(root: &Path, op: &Op, open: &mut BTreeMap<u32, File>) -> std::io::Res
 }
 
 /// Names are few, so that they meet each other.
-fn choose(random: &mut Random, model: &Model, next_handle: &mut u32) -> Op {
+fn choose(random: &mut Seeded, model: &Model, next_handle: &mut u32) -> Op {
     loop {
         let files: Vec<&String> =
             model.names.iter().filter(|(_, node)| **node != Node::Directory).map(|(path, _)| path).collect();
         let directories: Vec<&String> =
             model.names.iter().filter(|(_, node)| **node == Node::Directory).map(|(path, _)| path).collect();
         let handles: Vec<u32> = model.handles.keys().copied().collect();
-        let new_path = |random: &mut Random| {
-            let name = format!("n{}", random.below(24));
-            match random.below(directories.len() as u64 + 2) as usize {
+        let new_path = |random: &mut Seeded| {
+            let name = format!("n{}", random.below_u64(24));
+            match random.below(directories.len() + 2) {
                 index if index < directories.len() => format!("{}/{name}", directories[index]),
                 _ => name,
             }
         };
-        let pick = |random: &mut Random, list: &[&String]| list[random.below(list.len() as u64) as usize].clone();
-        match random.below(100) {
+        let pick = |random: &mut Seeded, list: &[&String]| list[random.below(list.len())].clone();
+        match random.below_u64(100) {
             0..12 if handles.len() < 6 => {
                 let path = new_path(random);
                 if !model.names.contains_key(&path) {
@@ -160,39 +161,39 @@ fn choose(random: &mut Random, model: &Model, next_handle: &mut u32) -> Op {
                     Node::Directory => false,
                 };
                 let again: Vec<&String> = files.iter().filter(opened).copied().collect();
-                let from = if again.is_empty() || random.below(2) == 0 { &files } else { &again };
-                return Op::Open { path: pick(random, from), handle: *next_handle, truncate: random.below(3) == 0 };
+                let from = if again.is_empty() || random.below_u64(2) == 0 { &files } else { &again };
+                return Op::Open { path: pick(random, from), handle: *next_handle, truncate: random.below_u64(3) == 0 };
             }
             20..58 if !handles.is_empty() => {
-                let handle = handles[random.below(handles.len() as u64) as usize];
+                let handle = handles[random.below(handles.len())];
                 let size = model.files[model.handles[&handle]].latest().len() as u64;
-                let length = match random.below(10) {
-                    0 => 1 + random.below(100_000),
-                    1..4 => 1 + random.below(5000),
-                    _ => 1 + random.below(300),
+                let length = match random.below_u64(10) {
+                    0 => 1 + random.below_u64(100_000),
+                    1..4 => 1 + random.below_u64(5000),
+                    _ => 1 + random.below_u64(300),
                 };
-                let offset = match random.below(3) {
+                let offset = match random.below_u64(3) {
                     0 => size,
-                    1 => random.below(size + 1),
-                    _ => random.below(size / 4096 + 1) * 4096,
+                    1 => random.below_u64(size + 1),
+                    _ => random.below_u64(size / 4096 + 1) * 4096,
                 };
                 if offset + length <= 300_000 {
-                    return Op::Write { handle, offset, length, seed: random.next() >> 12 };
+                    return Op::Write { handle, offset, length, seed: random.draw() >> 12 };
                 }
             }
             58..62 if !handles.is_empty() => {
-                let handle = handles[random.below(handles.len() as u64) as usize];
+                let handle = handles[random.below(handles.len())];
                 let size = model.files[model.handles[&handle]].latest().len() as u64;
-                return match random.below(3) {
-                    0 => Op::Punch { handle, offset: random.below(size + 1), length: 1 + random.below(9000) },
-                    _ => Op::Truncate { handle, size: random.below(size + 200) },
+                return match random.below_u64(3) {
+                    0 => Op::Punch { handle, offset: random.below_u64(size + 1), length: 1 + random.below_u64(9000) },
+                    _ => Op::Truncate { handle, size: random.below_u64(size + 200) },
                 };
             }
             62..70 if !handles.is_empty() => {
-                return Op::Fsync { handle: handles[random.below(handles.len() as u64) as usize] };
+                return Op::Fsync { handle: handles[random.below(handles.len())] };
             }
             70..83 if !handles.is_empty() => {
-                return Op::Close { handle: handles[random.below(handles.len() as u64) as usize] };
+                return Op::Close { handle: handles[random.below(handles.len())] };
             }
             83..89 if !files.is_empty() => {
                 let (from, to) = (pick(random, &files), new_path(random));
@@ -228,22 +229,5 @@ fn choose(random: &mut Random, model: &Model, next_handle: &mut u32) -> Op {
             }
             _ => {}
         }
-    }
-}
-
-/// SplitMix64: always the same for a seed.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
     }
 }

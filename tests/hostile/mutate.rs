@@ -1,26 +1,23 @@
 //! Random changes of bytes and of JSON, the same for a seed.
 
 use serde_json::{Map, Value, json};
+use tandemfs::chance::Seeded;
 
-/// SplitMix64: small, and the same everywhere.
-pub struct Random(u64);
+/// The same choices for a seed, wherever it runs.
+pub struct Random(Seeded);
 
 impl Random {
     pub fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678)
+        Random(Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678))
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.draw()
     }
 
     /// Below `bound`, which is not 0.
     pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
+        self.0.below(bound)
     }
 
     pub fn one_of<'a, T>(&mut self, of: &'a [T]) -> &'a T {

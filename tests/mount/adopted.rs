@@ -1,9 +1,6 @@
 //! Targets that a state directory meets for the first time: those of a restored filesystem that were no source of the
 //! restore, and new ones that come late (D6, T4, T7).
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
 use crate::support::mounted::{Mounted, Place, wait_for};
 use crate::support::run::{finish, program};
 use crate::support::tree::{self, Depth, Tree, assert_same, make_awkward, noise};
@@ -58,23 +55,6 @@ fn unplug(place: &Place, name: &str) {
 
 fn plug(place: &Place, name: &str) {
     std::fs::rename(place.path(&format!("{name} is away")), place.path(name)).unwrap();
-}
-
-/// Every file below a directory with its bytes.
-fn bytes_below(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut pending = vec![root.to_owned()];
-    while let Some(directory) = pending.pop() {
-        for entry in std::fs::read_dir(&directory).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                pending.push(path);
-            } else {
-                found.insert(path.clone(), std::fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
 }
 
 fn target<'a>(status: &'a serde_json::Value, name: &str) -> &'a serde_json::Value {
@@ -193,7 +173,7 @@ fn t7_a_target_with_changes_that_the_restored_state_lacks_refuses_the_mount_and_
     let (place, newer) = b_is_behind();
     lose(&place, "state");
     restore(&place, "new", &["b"]);
-    let before = (bytes_below(&place.path("a")), bytes_below(&place.path("b")));
+    let before = (tree::bytes_below(&place.path("a")), tree::bytes_below(&place.path("b")));
     for read_only in [false, true] {
         let mut command = place.mount_command("new");
         if read_only {
@@ -205,7 +185,10 @@ fn t7_a_target_with_changes_that_the_restored_state_lacks_refuses_the_mount_and_
         assert!(refused.stderr.contains("that the restored state lacks"), "{}", refused.stderr);
         assert!(refused.stderr.contains("hint: restore anew, from \"a\" too"), "{}", refused.stderr);
     }
-    assert!(before == (bytes_below(&place.path("a")), bytes_below(&place.path("b"))), "nothing was written");
+    assert!(
+        before == (tree::bytes_below(&place.path("a")), tree::bytes_below(&place.path("b"))),
+        "nothing was written"
+    );
 
     // As the hint says.
     restore(&place, "both", &["b", "a"]);
@@ -236,11 +219,14 @@ fn d6_a_read_only_mount_reads_from_the_other_target_and_writes_to_none() {
     restore(&place, "new", &["a"]);
     std::fs::remove_dir_all(place.path("a/chunks")).unwrap();
     std::fs::create_dir(place.path("a/chunks")).unwrap();
-    let before = (bytes_below(&place.path("a")), bytes_below(&place.path("b")));
+    let before = (tree::bytes_below(&place.path("a")), tree::bytes_below(&place.path("b")));
     let mounted = place.mount_read_only("new");
     assert_same("read from b", &tree, &read(&place));
     mounted.umount();
-    assert!(before == (bytes_below(&place.path("a")), bytes_below(&place.path("b"))), "nothing was written");
+    assert!(
+        before == (tree::bytes_below(&place.path("a")), tree::bytes_below(&place.path("b"))),
+        "nothing was written"
+    );
 }
 
 #[test]
@@ -295,12 +281,15 @@ fn t1_targets_whose_places_were_swapped_are_refused_with_what_to_do() {
     std::fs::rename(place.path("a"), place.path("x")).unwrap();
     std::fs::rename(place.path("b"), place.path("a")).unwrap();
     std::fs::rename(place.path("x"), place.path("b")).unwrap();
-    let before = (bytes_below(&place.path("a")), bytes_below(&place.path("b")));
+    let before = (tree::bytes_below(&place.path("a")), tree::bytes_below(&place.path("b")));
     let refused = finish(&mut place.mount_command("state"));
     assert_eq!(refused.code, 1, "{}", refused.stderr);
     assert!(refused.stderr.contains("target \"a\" has the place of target \"b\""), "{}", refused.stderr);
     assert!(refused.stderr.contains("swap them back"), "{}", refused.stderr);
-    assert!(before == (bytes_below(&place.path("a")), bytes_below(&place.path("b"))), "nothing was written");
+    assert!(
+        before == (tree::bytes_below(&place.path("a")), tree::bytes_below(&place.path("b"))),
+        "nothing was written"
+    );
     std::fs::rename(place.path("a"), place.path("x")).unwrap();
     std::fs::rename(place.path("b"), place.path("a")).unwrap();
     std::fs::rename(place.path("x"), place.path("b")).unwrap();
@@ -331,9 +320,9 @@ fn t1_two_uris_of_one_place_are_refused_after_a_restore_too() {
     std::os::unix::fs::symlink(place.path("b"), place.path("link")).unwrap();
     let mut command = place.mount_command("new");
     command.arg("--target").arg(format!("c=fs://{}", place.path("link").display()));
-    let before = bytes_below(&place.path("b"));
+    let before = tree::bytes_below(&place.path("b"));
     let refused = finish(&mut command);
     assert_ne!(refused.code, 0);
     assert!(refused.stderr.contains("hint: "), "{}", refused.stderr);
-    assert!(before == bytes_below(&place.path("b")), "nothing was written");
+    assert!(before == tree::bytes_below(&place.path("b")), "nothing was written");
 }

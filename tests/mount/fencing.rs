@@ -1,30 +1,12 @@
 //! Two that want to write one target, and places that are not what they were (T1, T7, D4): one side is refused or fenced
 //! with both sides' names and the way out, and whatever happens each target restores.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::mounted::{Mounted, Place, wait_for};
 use crate::support::run::{Finished, finish, program, succeed};
 use crate::support::tree::{self, Depth, Tree, assert_same};
-
-/// Every file below a directory with its bytes.
-fn bytes_below(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut pending = vec![root.to_owned()];
-    while let Some(directory) = pending.pop() {
-        for entry in std::fs::read_dir(&directory).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                pending.push(path);
-            } else {
-                found.insert(path.clone(), std::fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
-}
 
 fn write(place: &Place, name: &str, text: &str) {
     std::fs::write(place.mnt().join(name), text).unwrap();
@@ -98,13 +80,16 @@ fn t7_a_state_directory_from_a_backup_is_refused_and_touches_nothing() {
     write(&place, "second", "2");
     let tree = read(&place);
     mounted.umount();
-    let before = (bytes_below(&place.path("a")), bytes_below(&place.path("b")));
+    let before = (tree::bytes_below(&place.path("a")), tree::bytes_below(&place.path("b")));
     let finished = finish(&mut place.mount_command("backup"));
     refused(
         &finished,
         &["target \"a\" is written by ", "(epoch 2); this state directory wrote last in epoch 1", "tandemfs restore"],
     );
-    assert!(before == (bytes_below(&place.path("a")), bytes_below(&place.path("b"))), "nothing was written");
+    assert!(
+        before == (tree::bytes_below(&place.path("a")), tree::bytes_below(&place.path("b"))),
+        "nothing was written"
+    );
     let mounted = place.mount();
     assert_same("the newer one goes on", &tree, &read(&place));
     mounted.umount();
@@ -160,7 +145,7 @@ fn t7_a_stale_state_directory_that_was_mounted_without_targets_is_fenced_when_th
     for name in ["a", "b"] {
         rename(&place, &format!("away-{name}"), &format!("disk-{name}"));
     }
-    let before = (bytes_below(&place.path("disk-a")), bytes_below(&place.path("disk-b")));
+    let before = (tree::bytes_below(&place.path("disk-a")), tree::bytes_below(&place.path("disk-b")));
     for name in ["a", "b"] {
         wait_for("it is fenced", || target(&mounted, name)["mode"] == "fenced");
         let status = target(&mounted, name);
@@ -170,7 +155,10 @@ fn t7_a_stale_state_directory_that_was_mounted_without_targets_is_fenced_when_th
     assert_eq!(mounted.status()["safe"], false);
     // Local work goes on.
     write(&place, "another", "4");
-    assert!(before == (bytes_below(&place.path("disk-a")), bytes_below(&place.path("disk-b"))), "nothing was written");
+    assert!(
+        before == (tree::bytes_below(&place.path("disk-a")), tree::bytes_below(&place.path("disk-b"))),
+        "nothing was written"
+    );
     force(mounted);
     for name in ["a", "b"] {
         assert_same(&format!("restored from {name}"), &tree, &restored(&place, name));
@@ -232,13 +220,13 @@ fn t1_a_state_directory_of_another_filesystem_is_refused() {
     mixed.add_target("a", &theirs.uri("a"));
     copy(&ours, "state", "copy");
     rename_across(&ours.path("copy"), &mixed.path("state"));
-    let before = bytes_below(&theirs.path("a"));
+    let before = tree::bytes_below(&theirs.path("a"));
     let finished = finish(&mut mixed.mount_command("state"));
     refused(
         &finished,
         &["target \"a\" belongs to another filesystem", "this state directory is of ", "its own state directory"],
     );
-    assert!(before == bytes_below(&theirs.path("a")), "nothing was written");
+    assert!(before == tree::bytes_below(&theirs.path("a")), "nothing was written");
 }
 
 #[test]
@@ -254,13 +242,13 @@ fn t1_a_target_that_is_swapped_for_another_filesystems_under_the_mount_gets_noth
     program("cp", ["-a".as_ref(), other.path("b").as_os_str(), place.path("theirs").as_os_str()]);
     rename(&place, "b", "b is away");
     rename(&place, "theirs", "b");
-    let before = bytes_below(&place.path("b"));
+    let before = tree::bytes_below(&place.path("b"));
     write(&place, "second", "2");
     flush(&mounted, "1");
     wait_for("it is noticed", || target(&mounted, "b")["mode"] == "fenced");
     let status = target(&mounted, "b");
     assert!(status["reason"].as_str().unwrap().contains("belongs to another filesystem"), "{status:#}");
-    assert!(before == bytes_below(&place.path("b")), "nothing was written");
+    assert!(before == tree::bytes_below(&place.path("b")), "nothing was written");
     force(mounted);
     std::fs::remove_dir_all(place.path("b")).unwrap();
     rename(&place, "b is away", "b");

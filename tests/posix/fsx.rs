@@ -101,11 +101,18 @@ fn flush(mounted: &Mounted<'_>) {
     assert_eq!(done.code, 0, "{}\n{}", done.stderr, mounted.log());
 }
 
-/// True, and said aloud, if the mount has no passthrough here.
-fn is_without_passthrough(mounted: &Mounted<'_>) -> bool {
-    let status = mounted.status();
-    let why = status["filesystem"].get("no_passthrough");
-    why.inspect(|why| skipped(&format!("no passthrough: {why}"))).is_some()
+/// The program, and a mount with passthrough; `None`, and said aloud, if there is none here.
+fn passthrough(place: &Place) -> Option<(Fsx, Mounted<'_>)> {
+    let fsx = Fsx::found(place)?;
+    let mounted = place.mount();
+    match mounted.status()["filesystem"].get("no_passthrough") {
+        None => Some((fsx, mounted)),
+        Some(why) => {
+            skipped(&format!("no passthrough: {why}"));
+            mounted.umount();
+            None
+        }
+    }
 }
 
 /// What programs saw last is what a next mount reads from the sealed files, and what the target holds.
@@ -147,11 +154,7 @@ fn fsx_finds_no_difference_without_passthrough() {
 #[test]
 fn p2_p4_fsx_finds_no_difference_in_a_file_that_the_kernel_writes() {
     let place = busy::roomy_place();
-    let Some(fsx) = Fsx::found(&place) else { return };
-    let mounted = place.mount();
-    if is_without_passthrough(&mounted) {
-        return mounted.umount();
-    }
+    let Some((fsx, mounted)) = passthrough(&place) else { return };
     let files = files(&place);
     let creators: Vec<File> = files.iter().map(|file| create(file)).collect();
     assert!(files.iter().all(|file| busy::writes_unseen(&place, file)), "P1: what creates a file gets passthrough");
@@ -169,11 +172,7 @@ const ROUNDS: u64 = 5;
 #[test]
 fn p3_fsx_finds_no_difference_in_a_sealed_file_that_the_kernel_reads_for_somebody() {
     let place = busy::roomy_place();
-    let Some(fsx) = Fsx::found(&place) else { return };
-    let mounted = place.mount();
-    if is_without_passthrough(&mounted) {
-        return mounted.umount();
-    }
+    let Some((fsx, mounted)) = passthrough(&place) else { return };
     let files = files(&place);
     let mut seen = vec![Vec::new(); files.len()];
     for round in 0..ROUNDS {

@@ -232,3 +232,20 @@ pub fn truncate(path: &Path, size: i64) -> std::io::Result<()> {
     // SAFETY: the path ends with a zero byte and lives as long as the call.
     if unsafe { libc::truncate(path.as_ptr(), size) } == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
+
+/// Every file below a directory with its bytes.
+pub fn bytes_below(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                pending.push(path);
+            } else {
+                found.insert(path.clone(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
