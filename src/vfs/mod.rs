@@ -13,6 +13,8 @@ pub mod copy;
 pub mod create;
 pub mod io;
 pub mod lookup;
+#[cfg(test)]
+mod model_tests;
 pub mod orphans;
 pub mod readdir;
 pub mod remove;

@@ -1,11 +1,9 @@
-//! The filesystem without a kernel: names, open files and content together, against a model and rule by rule.
+//! The filesystem without a kernel: names, open files and content together, rule by rule. Against a model: `model_tests`.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proptest::prelude::*;
 use rustix::io::Errno;
 
 use super::attr::{SetAttributes, SetTime};
@@ -22,7 +20,6 @@ use crate::format::record::Change;
 use crate::id::{Epoch, FilesystemId, InodeId, Seq};
 use crate::meta::{self, Created, Meta, journal};
 use crate::read::{Fetcher, Outcome, Reader};
-use crate::write::io::Fallocate;
 use crate::write::opening::NoKernel;
 use crate::write::pipeline::Pipeline;
 use crate::write::{self, Files};
@@ -39,7 +36,7 @@ impl Creating for NoKernel {
 pub(crate) struct Rig {
     pub(crate) vfs: Arc<Vfs>,
     pipeline: Option<Pipeline>,
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
     _dir: tempfile::TempDir,
 }
 
@@ -52,7 +49,7 @@ impl Rig {
         meta.write(|tx| tx.make_root(0o755, 0, 0, time)).unwrap();
         meta.begin_mount(Epoch(0), "boot").unwrap();
         let (vfs, pipeline, runtime) = Rig::assemble(dir.path(), meta);
-        Rig { vfs: Arc::new(vfs), pipeline: Some(pipeline), _runtime: runtime, _dir: dir }
+        Rig { vfs: Arc::new(vfs), pipeline: Some(pipeline), runtime, _dir: dir }
     }
 
     fn assemble(dir: &Path, meta: Arc<Meta>) -> (Vfs, Pipeline, tokio::runtime::Runtime) {
@@ -67,7 +64,7 @@ impl Rig {
         })
         .unwrap();
         let pipeline = Pipeline::start(&files, queue, 1, CHUNK).unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
         let fetcher =
             Fetcher::new(meta.clone(), open_files.clone(), space.clone(), evictor.clone(), runtime.handle().clone());
         let reader = Reader::new(meta, files, open_files, evictor, fetcher, CHUNK);
@@ -102,8 +99,16 @@ impl Rig {
         self.vfs.rename((InodeId::ROOT, from.as_bytes()), (InodeId::ROOT, to.as_bytes()), mode)
     }
 
-    fn settle(&self) {
+    pub(crate) fn settle(&self) {
         assert!(self.vfs.files().wait_settled(clock::instant() + Duration::from_secs(300)), "sessions are committed");
+    }
+
+    pub(crate) fn rotate(&self) {
+        self.vfs.files().rotate().unwrap();
+    }
+
+    pub(crate) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
     }
 
     /// What the journal holds after `after`, by kind; an open slot is "slot".
@@ -486,202 +491,12 @@ fn set_gid_without_the_groups_execute_bit_stays_for_members_of_the_group_only() 
     rig.close(ino);
 }
 
-/// Names are few, so that operations meet.
-#[derive(Debug, Clone)]
-enum Op {
-    Create(u8),
-    Write { file: usize, offset: u64, length: usize, seed: u8 },
-    Close(usize),
-    Truncate { file: usize, size: u64 },
-    Zero { file: usize, offset: u64, length: u64 },
-    Rename(u8, u8, bool),
-    Link(u8, u8),
-    Unlink(u8),
-    Fsync(usize),
-    Copy { from: usize, at: u64, to: usize, to_at: u64, length: u64, settle: bool },
-    Rotate,
-    Settle,
-}
-
-fn ops() -> impl Strategy<Value = Op> {
-    let name = || 0u8..4;
-    let offset = || prop_oneof![0u64..100, 0u64..3 * CHUNK];
-    prop_oneof![
-        4 => name().prop_map(Op::Create),
-        6 => (0usize..4, offset(), prop_oneof![1usize..200, 1usize..(2 * CHUNK as usize)], any::<u8>())
-            .prop_map(|(file, offset, length, seed)| Op::Write { file, offset, length, seed }),
-        4 => (0usize..4).prop_map(Op::Close),
-        2 => (0usize..4, offset()).prop_map(|(file, size)| Op::Truncate { file, size }),
-        1 => (0usize..4, offset(), 1u64..CHUNK).prop_map(|(file, offset, length)| Op::Zero { file, offset, length }),
-        4 => (name(), name(), any::<bool>()).prop_map(|(from, to, exchange)| Op::Rename(from, to, exchange)),
-        2 => (name(), name()).prop_map(|(from, to)| Op::Link(from, to)),
-        2 => name().prop_map(Op::Unlink),
-        1 => (0usize..4).prop_map(Op::Fsync),
-        3 => (0usize..4, offset(), 0usize..4, offset(), CHUNK..3 * CHUNK, prop::bool::weighted(0.8))
-            .prop_map(|(from, at, to, to_at, length, settle)| Op::Copy { from, at, to, to_at, length, settle }),
-        1 => Just(Op::Rotate),
-        1 => Just(Op::Settle),
-    ]
-}
-
-/// Names, contents and open files as they shall be.
-#[derive(Default)]
-struct Model {
-    names: BTreeMap<u8, InodeId>,
-    bytes: BTreeMap<InodeId, Vec<u8>>,
-    open: Vec<InodeId>,
-}
-
-impl Model {
-    fn resize(&mut self, ino: InodeId, size: usize) {
-        self.bytes.get_mut(&ino).unwrap().resize(size, 0);
-    }
-}
-
-fn name(index: u8) -> String {
-    format!("n{index}")
-}
-
-fn run(rig: &Rig, model: &mut Model, op: &Op) {
-    match *op {
-        Op::Create(index) => match rig.create(&name(index)) {
-            Ok(ino) => {
-                assert_eq!(model.names.insert(index, ino), None);
-                model.bytes.insert(ino, Vec::new());
-                model.open.push(ino);
-            }
-            Err(errno) => assert_eq!((errno, model.names.contains_key(&index)), (Errno::EXIST, true)),
-        },
-        Op::Write { file, offset, length, seed } => {
-            let Some(&ino) = model.open.get(file) else { return };
-            let data: Vec<u8> = (0..length).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect();
-            rig.write(ino, offset, &data);
-            let end = offset as usize + length;
-            model.resize(ino, end.max(model.bytes[&ino].len()));
-            model.bytes.get_mut(&ino).unwrap()[offset as usize..end].copy_from_slice(&data);
-        }
-        Op::Close(file) => {
-            if file < model.open.len() {
-                rig.close(model.open.remove(file));
-            }
-        }
-        Op::Truncate { file, size } => {
-            // Any file, open or not.
-            let Some(&ino) = model.names.values().nth(file) else { return };
-            rig.vfs.setattr(&ROOT, ino, &SetAttributes { size: Some(size), ..Default::default() }).unwrap();
-            model.resize(ino, size as usize);
-        }
-        Op::Zero { file, offset, length } => {
-            let Some(&ino) = model.open.get(file) else { return };
-            let range = offset..offset + length;
-            rig.vfs.files().fallocate(ino, range.clone(), Fallocate::Zero { keep_size: true }).unwrap();
-            let bytes = model.bytes.get_mut(&ino).unwrap();
-            let end = (range.end as usize).min(bytes.len());
-            bytes[(range.start as usize).min(end)..end].fill(0);
-        }
-        Op::Rename(from, to, exchange) => {
-            let mode = if exchange { RenameMode::Exchange } else { RenameMode::Replace };
-            let done = rig.rename(&name(from), &name(to), mode);
-            let (Some(&moved), other) = (model.names.get(&from), model.names.get(&to).copied()) else {
-                return assert_eq!(done, Err(Errno::NOENT));
-            };
-            if exchange && other.is_none() {
-                return assert_eq!(done, Err(Errno::NOENT));
-            }
-            assert_eq!(done, Ok(()));
-            match other {
-                Some(other) if other == moved => {}
-                Some(other) if exchange => {
-                    model.names.insert(from, other);
-                    model.names.insert(to, moved);
-                }
-                _ => {
-                    model.names.remove(&from);
-                    model.names.insert(to, moved);
-                }
-            }
-        }
-        Op::Link(from, to) => {
-            let Some(&ino) = model.names.get(&from) else { return };
-            let done = rig.vfs.link(ino, InodeId::ROOT, name(to).as_bytes()).map(|_| ());
-            if model.names.contains_key(&to) {
-                return assert_eq!(done, Err(Errno::EXIST));
-            }
-            assert_eq!(done, Ok(()));
-            model.names.insert(to, ino);
-        }
-        Op::Unlink(index) => {
-            let done = rig.vfs.unlink(InodeId::ROOT, name(index).as_bytes());
-            assert_eq!(done.is_ok(), model.names.remove(&index).is_some());
-        }
-        Op::Fsync(file) => {
-            if let Some(&ino) = model.open.get(file) {
-                rig.vfs.fsync(ino).unwrap();
-            }
-        }
-        Op::Copy { from, at, to, to_at, length, settle } => {
-            if settle {
-                rig.vfs.files().rotate().unwrap();
-                rig.settle();
-            }
-            let (Some(&from), Some(&to)) = (model.names.values().nth(from), model.open.get(to)) else { return };
-            // The kernel lets no ranges of one file meet.
-            if from == to && at < to_at + length && to_at < at + length {
-                return;
-            }
-            let Some(copied) = rig.vfs.copy_range((from, at), (to, to_at), length).unwrap() else { return };
-            let bytes = model.bytes[&from][at as usize..(at + copied) as usize].to_vec();
-            let end = to_at as usize + bytes.len();
-            model.resize(to, end.max(model.bytes[&to].len()));
-            model.bytes.get_mut(&to).unwrap()[to_at as usize..end].copy_from_slice(&bytes);
-        }
-        Op::Rotate => drop(rig.vfs.files().rotate().unwrap()),
-        Op::Settle => rig.settle(),
-    }
-}
-
-fn compare(rig: &Rig, model: &Model) {
-    let mut listed = BTreeMap::new();
-    rig.vfs
-        .read_dir(InodeId::ROOT, 2, false, |entry| {
-            listed.insert(String::from_utf8(entry.name.to_vec()).unwrap(), entry.attributes.inode.ino);
-            false
-        })
-        .unwrap();
-    assert_eq!(listed, model.names.iter().map(|(&index, &ino)| (name(index), ino)).collect());
-    for &ino in model.names.values().chain(&model.open) {
-        let attributes = rig.vfs.getattr(ino).unwrap();
-        let names = model.names.values().filter(|&&named| named == ino).count();
-        assert_eq!(attributes.inode.size, model.bytes[&ino].len() as u64, "size of {ino}");
-        assert_eq!(attributes.inode.nlink as usize, names, "links of {ino}");
-        assert!(rig.read(ino) == model.bytes[&ino], "content of {ino}");
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-    #[test]
-    fn names_and_contents_are_those_of_the_model(ops in proptest::collection::vec(ops(), 1..40)) {
-        let rig = Rig::new();
-        let mut model = Model::default();
-        for op in &ops {
-            run(&rig, &mut model, op);
-            compare(&rig, &model);
-        }
-        for ino in std::mem::take(&mut model.open) {
-            rig.close(ino);
-        }
-        rig.settle();
-        compare(&rig, &model);
-    }
-}
-
 #[test]
 fn a_panic_while_somebody_waits_for_room_goes_on_to_who_counts_it() {
     use futures::FutureExt;
     let rig = Rig::new();
     let work = rig.vfs.clone().with_room(0, |_| -> Result<()> { panic!("on purpose") });
-    let ended = rig._runtime.block_on(std::panic::AssertUnwindSafe(work).catch_unwind());
+    let ended = rig.runtime.block_on(std::panic::AssertUnwindSafe(work).catch_unwind());
     assert_eq!(ended.unwrap_err().downcast_ref::<&str>(), Some(&"on purpose"));
 }
 

@@ -284,9 +284,10 @@ impl Staged {
         Ok(())
     }
 
-    /// Makes `range` zeros; `range` lies inside the file.
+    /// Makes `range` zeros; `range` lies inside the file. An empty one changes no byte, and the times like any other.
     pub fn zero(&mut self, range: Range<u64>) -> io::Result<()> {
         if range.is_empty() {
+            self.dirtyings += 1;
             return Ok(());
         }
         fallocate(

@@ -5,7 +5,7 @@
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-use crate::calls::{self, Gave, as_user, c, call};
+use crate::calls::{self, Gave, as_user, c, call, gave};
 use crate::support::mounted::Place;
 
 /// Runs `calls` in a directory of the mount and in a plain one; the results must be the same.

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 
 use tandemfs::chunk::lease;
 
+pub use crate::calls::forget_pages;
 use crate::support::mounted::Place;
 use crate::support::tree::noise;
 
@@ -144,12 +145,4 @@ pub fn lent_reader(place: &Place, path: &Path) -> Option<File> {
     let before = held();
     let file = File::open(path).unwrap();
     held().iter().any(|name| !before.contains(name)).then_some(file)
-}
-
-/// Makes the kernel ask the filesystem for the bytes of a file again.
-pub fn forget_pages(path: &Path) {
-    let Ok(file) = File::open(path) else { return };
-    // Only clean pages go; without a write-back cache all of a FUSE file are, but those mapped now.
-    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-    let _ = file.read_at(&mut [0], 0);
 }

@@ -6,8 +6,11 @@ mod support;
 
 mod bad_input;
 mod busy;
-mod calls;
 mod fsx;
 mod listing;
 mod pjdfstest;
+#[path = "../../src/testing/posix/mod.rs"]
+mod posix;
 mod twins;
+
+use posix::syscall as calls;

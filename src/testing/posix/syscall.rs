@@ -1,4 +1,7 @@
 //! System calls as they are: a number or an errno, nothing checked before the kernel sees it.
+//!
+//! Each test uses a part of them.
+#![allow(dead_code)]
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -25,11 +28,11 @@ pub fn c(path: &Path) -> CString {
     CString::new(path.as_os_str().as_bytes()).unwrap()
 }
 
-/// Calls a function of libc with these arguments.
+/// Calls a function of libc with these arguments; [`gave`] must be in scope.
 macro_rules! call {
     ($function:ident($($argument:expr),* $(,)?)) => {
         // SAFETY: every pointer handed in lives over the call and has the length that is handed in with it.
-        $crate::calls::gave(unsafe { libc::$function($($argument),*) } as i64)
+        gave(unsafe { libc::$function($($argument),*) } as i64)
     };
 }
 pub(crate) use call;
@@ -168,4 +171,12 @@ pub fn as_user<T>(user: u32, body: impl FnOnce() -> T) -> T {
         libc::setfsgid(0);
     }
     result
+}
+
+/// Makes the kernel ask the filesystem for the bytes of a file again.
+pub fn forget_pages(path: &Path) {
+    let Ok(file) = std::fs::File::open(path) else { return };
+    // Only clean pages go; without a write-back cache all of a FUSE file are, but those mapped now.
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    let _ = std::os::unix::fs::FileExt::read_at(&file, &mut [0], 0);
 }
