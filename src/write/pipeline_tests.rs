@@ -474,3 +474,28 @@ fn p7_who_only_reads_sends_no_flush_and_keeps_the_kernels_pages() {
     assert_eq!(opened(true, false), Some((true, false)), "its close may fail, and says so");
     assert_eq!(opened(false, true), Some((true, false)), "its open emptied the file");
 }
+
+/// A cut waits for a sync with the gate still open: whoever waited for it behind the gate would hold every writer.
+#[test]
+fn o8_who_waits_for_a_sync_does_not_hold_the_gate() {
+    let (_dir, mount) = mount();
+    let ino = mount.create(b"file");
+    let file = mount.files.find(ino).unwrap();
+    let syncing = file.syncing.lock();
+    let begun = std::sync::Barrier::new(2);
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| {
+            begun.wait();
+            drop(mount.files.still(Some(&file)));
+        });
+        begun.wait();
+        // Until it certainly waits: a gate that it held would stay closed.
+        for _ in 0..50 {
+            assert!(mount.files.gate.try_write_for(Duration::from_secs(60)).is_some());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(!waits.is_finished());
+        drop(syncing);
+    });
+    mount.close(ino);
+}
