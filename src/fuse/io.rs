@@ -103,6 +103,7 @@ impl<R: OpenReply> Kernel for Opening<R> {
 
 impl Creating for Opening<ReplyCreate> {
     fn created(&mut self, attributes: &Attributes) {
+        failpoint("created");
         self.created = Some(*attributes);
     }
 }

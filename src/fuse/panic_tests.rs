@@ -128,6 +128,35 @@ fn a_panic_in_any_handler_fails_that_call_only() {
     std::fs::remove_dir_all(at("directory")).unwrap();
 }
 
+/// The kernel remembers for a year that a name is not there, and no reply told it that the name came.
+#[test]
+fn a_name_that_stays_after_a_panic_in_its_create_is_found() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        eprintln!("SKIPPED: a real mount needs root and /dev/fuse");
+        return;
+    }
+    let _alone = ALONE.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let mnt = dir.path().canonicalize().unwrap();
+    let rig = Rig::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mount = MountOptions { source: "half".into(), ..MountOptions::default() };
+    let options = Options { mount, runtime: runtime.handle().clone(), panics: Arc::default(), passthrough: false };
+    let session = Session::start(rig.vfs.clone(), &mnt, &options).unwrap();
+    let notifier = session.notifier();
+    let _mounted = Mounted(&mnt, Some(session));
+    let path = mnt.join("half");
+    let errno = |result: std::io::Result<()>| result.unwrap_err().raw_os_error();
+    assert_eq!(errno(std::fs::metadata(&path).map(drop)), Some(libc::ENOENT));
+    *PANICS.lock() = Some("created");
+    assert_eq!(errno(File::create(&path).map(drop)), Some(libc::EIO));
+    *PANICS.lock() = None;
+    // What the daemon does with it.
+    rig.vfs.files().stale().try_iter().for_each(|stale| notifier.invalidate(&stale).unwrap());
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+    assert_eq!(std::fs::read_dir(&mnt).unwrap().count(), 1);
+}
+
 /// Another user writes to a file with set-id bits, each write of which is synced; returns the mode that is left.
 fn mode_after_a_write_of_another_user(path: &Path, written: impl FnOnce()) -> u32 {
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o6777)).unwrap();
@@ -196,7 +225,7 @@ fn p6_set_id_bits_go_when_another_user_writes_beside_passthrough_readers() {
     }
     assert_eq!(mode_after_a_write_of_another_user(&twin, || {}), 0o777);
     // What the daemon does with it.
-    let told = || files.stale_attributes().try_iter().for_each(|ino| notifier.invalidate_attributes(ino).unwrap());
+    let told = || files.stale().try_iter().for_each(|stale| notifier.invalidate(&stale).unwrap());
     assert_eq!(mode_after_a_write_of_another_user(&path, told), 0o777);
 }
 

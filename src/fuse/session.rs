@@ -3,8 +3,10 @@
 //! Owns: the connection's settings, its threads, the end of it.
 //! Does not own: requests (`adapter`), unmounting (`device`): the session ends when the mount is gone.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,8 +16,8 @@ use fuser::{Config, SessionACL};
 
 use super::adapter::Adapter;
 use super::device::{self, MountOptions};
-use crate::id::InodeId;
 use crate::vfs::Vfs;
+use crate::write::Stale;
 
 /// Threads that serve requests: measured, a second one halves the time of a create, four serve four programs.
 const THREADS: usize = 4;
@@ -44,9 +46,12 @@ pub struct Session {
 pub struct Notifier(fuser::Notifier);
 
 impl Notifier {
-    /// Makes the kernel ask for the attributes of `ino` again. Never call this while serving a request.
-    pub fn invalidate_attributes(&self, ino: InodeId) -> io::Result<()> {
-        self.0.inval_inode(fuser::INodeNo(ino.0), -1, 0)
+    /// Makes the kernel ask again. Never call this while serving a request: it waits for those on the same directory.
+    pub fn invalidate(&self, stale: &Stale) -> io::Result<()> {
+        match stale {
+            Stale::Attributes(ino) => self.0.inval_inode(fuser::INodeNo(ino.0), -1, 0),
+            Stale::Entry { parent, name } => self.0.inval_entry(fuser::INodeNo(parent.0), OsStr::from_bytes(name)),
+        }
     }
 }
 

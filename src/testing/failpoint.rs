@@ -44,6 +44,8 @@ macro_rules! points {
 }
 
 points! {
+    /// A file is made and has its name, it is not open yet.
+    Create = "create",
     /// A session began: its file is there, nothing is written.
     Stage = "stage",
     /// Data is in the staged file, its range is not on record.

@@ -19,6 +19,7 @@ use crate::config::Policy;
 use crate::id::InodeId;
 use crate::meta::inode::Inode;
 use crate::read::Outcome;
+use crate::testing::failpoint::{self, Point};
 use crate::write::io::Fallocate;
 use crate::write::iomode::Wish;
 use crate::write::opening::{Handle, Kernel};
@@ -83,6 +84,33 @@ pub(super) fn flushes(handle: u64) -> bool {
     Handle::from_number(handle).flushes()
 }
 
+/// A file that was made by an open that has not succeeded yet: without that, no reply tells the kernel of its name, and it
+/// remembers for a year that there is none.
+struct Made<'a> {
+    vfs: &'a Vfs,
+    parent: InodeId,
+    name: &'a [u8],
+    ino: InodeId,
+}
+
+impl Made<'_> {
+    /// The kernel was told.
+    fn opened(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        // While it makes the name, the kernel lets nobody else at it. A panic is not followed by work that may end in one.
+        if !std::thread::panicking() && self.vfs.unlink(self.parent, self.name).is_ok() {
+            // The kernel never heard of the inode.
+            self.vfs.forget(self.ino);
+        }
+        self.vfs.files().entry_is_stale(self.parent, self.name);
+    }
+}
+
 impl Vfs {
     /// Opens a regular file; `kernel` is answered, unless this fails.
     pub fn open(&self, caller: &Caller, ino: InodeId, flags: i32, kernel: &mut dyn Kernel) -> Result<()> {
@@ -117,9 +145,13 @@ impl Vfs {
             attributes
         };
         let Inode { ino, parent, .. } = attributes.inode;
+        let made = Made { vfs: self, parent, name: new.name, ino };
         kernel.created(&attributes);
+        failpoint::check(Point::Create).map_err(|_| Errno::IO)?;
         let wish = Wish { unseen: self.may_be_unseen(ino)?, ..wish(new.flags, true) };
-        self.files().open(ino, parent, &wish, None, kernel).map_err(|error| errno("create", ino, &error))
+        self.files().open(ino, parent, &wish, None, kernel).map_err(|error| errno("create", ino, &error))?;
+        made.opened();
+        Ok(())
     }
 
     /// Reads `size` bytes from `offset` into `buffer`, fewer at the end of the file.

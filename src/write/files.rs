@@ -77,7 +77,16 @@ pub struct Files {
     pub(super) images: Images,
     /// When a large file was copied last (P4).
     pub(super) large_copy: Mutex<Option<Instant>>,
-    stale: (Sender<InodeId>, Receiver<InodeId>),
+    stale: (Sender<Stale>, Receiver<Stale>),
+}
+
+/// What the kernel remembers and must ask for again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stale {
+    /// Size, blocks, times, mode of an inode.
+    Attributes(InodeId),
+    /// What a directory has under a name, or that it has nothing.
+    Entry { parent: InodeId, name: Vec<u8> },
 }
 
 /// A frozen session to be sealed.
@@ -228,11 +237,17 @@ impl Files {
     /// Attributes changed that the kernel goes on to show, as by stores through a mapping (P6): it is told to ask again.
     pub fn attributes_are_stale(&self, ino: InodeId) {
         // Nobody listens where there is no kernel.
-        let _ = self.stale.0.send(ino);
+        let _ = self.stale.0.send(Stale::Attributes(ino));
     }
 
-    /// Inodes whose attributes the kernel must ask for again, as they come. Never to be told by a request's thread.
-    pub fn stale_attributes(&self) -> &Receiver<InodeId> {
+    /// The kernel was told of a name something else than is so, or nothing, and that of its directory's times.
+    pub fn entry_is_stale(&self, parent: InodeId, name: &[u8]) {
+        let _ = self.stale.0.send(Stale::Entry { parent, name: name.to_vec() });
+        self.attributes_are_stale(parent);
+    }
+
+    /// What the kernel must ask for again, as it comes. Never to be told by a request's thread.
+    pub fn stale(&self) -> &Receiver<Stale> {
         &self.stale.1
     }
 

@@ -31,4 +31,4 @@ pub mod slots;
 pub mod trouble;
 pub mod watch;
 
-pub use files::{Files, Options};
+pub use files::{Files, Options, Stale};

@@ -41,8 +41,8 @@ const LATE: &[Point] = &[Point::CheckpointPart, Point::Complete, Point::Resync, 
 const COLLECTING: &[Point] = &[Point::GcBegun, Point::GcDeleted];
 /// Places with a test of their own, here.
 const ONCE: &[Point] = &[Point::Unmount, Point::Restore];
-/// The same, where what they are about is tested: `tests/mount/{lent,compaction}`.
-const ELSEWHERE: &[Point] = &[Point::Thaw, Point::RepackFile, Point::Repack];
+/// The same, where what they are about is tested: `tests/mount/{half_created,lent,compaction}`.
+const ELSEWHERE: &[Point] = &[Point::Create, Point::Thaw, Point::RepackFile, Point::Repack];
 /// Calls that fail in `disk_errors`; a kill there is one at the place before or after.
 const SYNCS: &[Point] =
     &[Point::SyncStaged, Point::SyncRanges, Point::SyncEntry, Point::SyncSealed, Point::WalCheckpoint, Point::SyncWal];

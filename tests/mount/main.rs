@@ -16,6 +16,7 @@ mod examples;
 mod fencing;
 mod fixtures;
 mod fstab;
+mod half_created;
 mod interruption;
 mod lent;
 mod outage;

@@ -119,15 +119,15 @@ pub(super) fn start_writing(
     Ok(())
 }
 
-/// Tells the kernel which attributes it must ask for again, on a thread of its own: it may wait for requests.
+/// Tells the kernel what it must ask for again, on a thread of its own: it may wait for requests.
 pub(super) fn start_telling(tasks: &mut Tasks, files: &Arc<Files>, notifier: fuse::Notifier) -> std::io::Result<()> {
-    let stale = files.stale_attributes().clone();
+    let stale = files.stale().clone();
     tasks.spawn("notify", move |stop| {
         while !stop.load(Ordering::Acquire) {
-            let Ok(ino) = stale.recv_timeout(Duration::from_millis(200)) else { continue };
-            if let Err(error) = notifier.invalidate_attributes(ino) {
-                // The kernel does not know the inode any more, or the mount is gone: nothing is stale then.
-                tracing::debug!(%error, inode = ino.0, "attributes were not invalidated");
+            let Ok(stale) = stale.recv_timeout(Duration::from_millis(200)) else { continue };
+            if let Err(error) = notifier.invalidate(&stale) {
+                // The kernel does not know the inode or the name any more, or the mount is gone: nothing is stale then.
+                tracing::debug!(%error, ?stale, "was not invalidated");
             }
         }
     })?;
