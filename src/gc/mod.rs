@@ -37,7 +37,7 @@ const REQUESTS: usize = 4;
 /// Between two batches: at most 256 requests a second, so that uploads hardly notice.
 pub const PAUSE: Duration = Duration::from_millis(250);
 /// So long after its DELETE a chunk is not put there again: a late one might still take effect.
-const SETTLE_SECS: i64 = 60;
+const SETTLE: Duration = Duration::from_secs(60);
 /// A filesystem that nobody changes for so long is idle.
 const IDLE_SECS: i64 = 60;
 /// A single DELETE that is not answered for this long is asked again in the next round.
@@ -80,11 +80,8 @@ pub struct Plan {
 impl Plan {
     /// Collects the evidence for one target. Blocks on the store.
     pub fn of(meta: &Meta, row: &TargetRow, now_secs: i64, grace: Duration) -> meta::Result<Plan> {
-        let grace_secs = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
-        let horizon = Horizon {
-            checkpoint: meta.older_checkpoint(row.bit)?,
-            grace: meta.head_at(now_secs.saturating_sub(grace_secs))?,
-        };
+        let horizon =
+            Horizon { checkpoint: meta.older_checkpoint(row.bit)?, grace: meta.head_at(before(now_secs, grace))? };
         let amount = |seq: Option<Seq>| seq.map_or(Ok(Amount::default()), |seq| meta.garbage(row.bit, seq));
         let (now, by_grace) = (amount(horizon.seq())?, amount(horizon.grace)?);
         let all = meta.garbage(row.bit, meta.head().next())?;
@@ -139,15 +136,21 @@ pub fn is_due(row: &TargetRow) -> bool {
     row.mode == Mode::Follow && row.initialised && !row.relist && row.paused_until.is_none()
 }
 
+/// The newest second that is over for as long as `time`. Seconds are whole: what was noted in one may have happened at its end,
+/// and now may be the beginning of another.
+fn before(now_secs: i64, time: Duration) -> i64 {
+    let secs = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    now_secs.saturating_sub(secs).saturating_sub(i64::from(!time.is_zero()))
+}
+
 /// Notes the present place of history, and lets go of what is over. What died by the newest change waits for the next one:
 /// if there is none for long, history takes a step by itself. Blocks on the store.
 pub fn tick(meta: &Meta, now_secs: i64, grace: Duration) -> meta::Result<()> {
-    let grace_secs = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
     if meta.head_at(now_secs.saturating_sub(IDLE_SECS))? == Some(meta.head()) {
         meta.step_history()?;
     }
-    meta.note_time(now_secs, now_secs.saturating_sub(grace_secs))?;
-    meta.expire_deletions(now_secs.saturating_sub(SETTLE_SECS))?;
+    meta.note_time(now_secs, before(now_secs, grace))?;
+    meta.expire_deletions(before(now_secs, SETTLE))?;
     while meta.drop_chunk_rows(BATCH)? == BATCH as u64 {}
     Ok(())
 }

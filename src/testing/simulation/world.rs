@@ -272,16 +272,20 @@ impl World {
                 tokio::task::yield_now().await;
                 tokio::task::yield_now().await;
                 assert!(clock::instant().since(began) < PATIENCE, "world {seed}: {what} does not end");
-                pass(places, simulated::until_next().unwrap_or(Duration::from_millis(100)));
                 if let Some(mounted) = &*mounted {
                     truth.learn(&mounted.live.meta, &mounted.live.replication.journal_holds());
                 }
+                pass(places, simulated::until_next().unwrap_or(Duration::from_millis(100)));
             }
         })
     }
 
     /// Lets time pass, from one moment at which something happens to the next.
     pub(super) fn advance(&mut self, duration: Duration) {
+        // What a call of a program did, it did before.
+        if self.mounted.is_some() {
+            self.learn();
+        }
         let mut left = duration;
         while !left.is_zero() {
             let next = simulated::until_next().unwrap_or(left).min(left);
