@@ -19,7 +19,7 @@ use rusqlite::{Connection, OpenFlags, params};
 
 use super::inode::timestamp;
 use super::migrate::APPLICATION_ID;
-use super::store::configure;
+use super::store::connection;
 use super::{Error, Meta, Result};
 use crate::clock::Timestamp;
 use crate::id::{ExportId, Generation, InodeId, Seq};
@@ -107,7 +107,7 @@ impl Meta {
             self.path(),
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
-        configure(&conn)?;
+        connection::configure(&conn)?;
         let text = path.to_str().ok_or_else(|| Error::Io {
             what: format!("export to {}", path.display()),
             source: std::io::Error::other("the path is not UTF-8"),

@@ -1,11 +1,13 @@
 //! The connection to SQLite: opening, transactions, snapshots, durability.
 //!
-//! Owns: pragmas, the writer lock, the pool of readers, the group sync of the WAL, its checkpoints, the counters.
-//! Does not own: any table's meaning.
+//! Owns: the writer lock, the pool of readers, the group sync of the WAL, its checkpoints, the counters.
+//! Does not own: how connections are set up (`connection`), any table's meaning.
 //!
 //! S8: the database and `-shm` files are never opened here (closing any descriptor of theirs would drop the process's
 //! POSIX locks on them); only `-wal` is, once, and held for life. While a store is open no other process gets at it, and what
 //! its connections share lies in memory (`log_writes`).
+
+pub(super) mod connection;
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -15,13 +17,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::news as watch;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, params};
 
 use super::cache::{Cache, Changes, Noted};
 use super::inode::Inode;
 use super::steady::Steady;
-use super::{Error, Result, log_writes, migrate};
+use super::{Error, Result, migrate};
 use crate::clock::Timestamp;
 use crate::id::{Epoch, FilesystemId, InodeId, ManifestId, Seq, WriterId};
 use crate::testing::failpoint::{self, Point};
@@ -224,7 +225,7 @@ impl Meta {
     pub fn create(path: &Path, created: &Created) -> Result<Meta> {
         let conn = Connection::open(path)?;
         conn.pragma_update(None, "page_size", PAGE_SIZE)?;
-        configure(&conn)?;
+        connection::configure(&conn)?;
         conn.pragma_update(None, "application_id", migrate::APPLICATION_ID)?;
         conn.pragma_update(None, "user_version", migrate::USER_VERSION)?;
         let tx = conn.unchecked_transaction()?;
@@ -252,14 +253,14 @@ impl Meta {
             )));
         }
         let conn = if options.read_only {
-            let conn = reader(path)?;
+            let conn = connection::reading(path)?;
             migrate::check(&conn, path)?;
             conn
         } else {
-            let mut conn = writing_connection(path)?;
+            let mut conn = connection::writing(path)?;
             // What is not ours is left as it is.
             migrate::version(&conn, path)?;
-            configure(&conn)?;
+            connection::configure(&conn)?;
             migrate::migrate(&mut conn, path)?;
             Meta::renew_log(&conn)?;
             conn
@@ -311,7 +312,7 @@ impl Meta {
                 done
             }
             Err(error) => {
-                let error = by_quota(&writer.conn, error);
+                let error = connection::by_quota(&writer.conn, error);
                 drop(writer);
                 if let (true, Some(full)) = (error.is_full(), self.full.get()) {
                     full(&error);
@@ -349,7 +350,7 @@ impl Meta {
         let idle = self.readers.lock().pop();
         let conn = match idle {
             Some(conn) => conn,
-            None => reader(&self.path)?,
+            None => connection::reading(&self.path)?,
         };
         let tx = Transaction::begin(&conn, "BEGIN")?;
         let value = body(&conn);
@@ -430,12 +431,12 @@ impl Meta {
         if bytes < CHECKPOINT_BYTES {
             return Ok(false);
         }
-        let conn = writing_connection(&self.path)?;
-        configure(&conn)?;
+        let conn = connection::writing(&self.path)?;
+        connection::configure(&conn)?;
         // PASSIVE never makes the foreground wait; the log is reused from its start once all of it is in the database.
         let moved = failpoint::check(Point::WalCheckpoint).map_err(|source| Error::Io { what: "test".into(), source });
         let moved = moved.and_then(|()| Ok(conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?));
-        if let Err(error) = moved.map_err(|error| by_quota(&conn, error)) {
+        if let Err(error) = moved.map_err(|error| connection::by_quota(&conn, error)) {
             // It syncs the log before and the database after: as with a sync of ours, a second try would prove nothing.
             if !error.is_full() {
                 self.latch(format!("moving the metadata log into the database: {error}"));
@@ -622,71 +623,6 @@ impl<'a> Tx<'a> {
     }
 }
 
-fn writing_connection(path: &Path) -> Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Ok(Connection::open_with_flags_and_vfs(path, flags, log_writes::layer()?)?)
-}
-
-pub(super) fn configure(conn: &Connection) -> Result<()> {
-    conn.busy_timeout(std::time::Duration::from_secs(30))?;
-    conn.pragma_update(None, "journal_mode", "WAL")?;
-    // A commit writes the WAL without syncing it; durability is `Meta::sync`.
-    conn.pragma_update(None, "synchronous", "NORMAL")?;
-    conn.pragma_update(None, "wal_autocheckpoint", 0)?;
-    conn.pragma_update(None, "cache_size", -16 * 1024)?;
-    conn.pragma_update(None, "temp_store", "MEMORY")?;
-    persist_wal(conn)?;
-    plan_once(conn)?;
-    conn.set_prepared_statement_cache_capacity(256);
-    Ok(())
-}
-
-/// Plans once. Otherwise a statement with `LIMIT ?` is parsed and planned again each time a value is bound to it
-/// (`sqlite3ExprIsInteger` looks at the value): a fifth of the time of listing directories, and as much of short transactions.
-fn plan_once(conn: &Connection) -> Result<()> {
-    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    Ok(())
-}
-
-/// Keeps the `-wal` file when the last connection closes, so that our descriptor of it stays the log (S8).
-fn persist_wal(conn: &Connection) -> Result<()> {
-    let mut on: libc::c_int = 1;
-    // SAFETY: the handle is valid while `conn` lives, and SQLITE_FCNTL_PERSIST_WAL takes a pointer to an int.
-    let code = unsafe {
-        rusqlite::ffi::sqlite3_file_control(
-            conn.handle(),
-            c"main".as_ptr(),
-            rusqlite::ffi::SQLITE_FCNTL_PERSIST_WAL,
-            (&raw mut on).cast(),
-        )
-    };
-    match code {
-        rusqlite::ffi::SQLITE_OK => Ok(()),
-        code => Err(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None).into()),
-    }
-}
-
-fn reader(path: &Path) -> Result<Connection> {
-    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    conn.busy_timeout(std::time::Duration::from_secs(30))?;
-    conn.pragma_update(None, "cache_size", -4 * 1024)?;
-    plan_once(&conn)?;
-    conn.set_prepared_statement_cache_capacity(64);
-    Ok(conn)
-}
-
-/// SQLite knows a full disk, and takes a quota that is used up for a disk that fails: the difference is in what the system
-/// said last.
-fn by_quota(conn: &Connection, error: Error) -> Error {
-    let Error::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) = &error else { return error };
-    if failure.code != rusqlite::ErrorCode::SystemIoFailure {
-        return error;
-    }
-    // SAFETY: the handle is that of an open connection, which only this thread uses now; the call reads a number of it.
-    let said = unsafe { rusqlite::ffi::sqlite3_system_errno(conn.handle()) };
-    if said == libc::EDQUOT { Error::Refused(rustix::io::Errno::DQUOT) } else { error }
-}
-
 fn read_counters(conn: &Connection) -> Result<Counters> {
     Ok(conn.query_row(
         "SELECT seq, next_inode, next_manifest, next_cookie, inodes, bytes, exported_seq FROM counter",
@@ -705,150 +641,5 @@ fn read_counters(conn: &Connection) -> Result<Counters> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn store() -> (tempfile::TempDir, Meta) {
-        let dir = tempfile::tempdir().unwrap();
-        let created = Created {
-            filesystem: FilesystemId::random(),
-            name: "t".into(),
-            chunk_size: 1 << 22,
-            time: Timestamp::EPOCH,
-        };
-        let meta = Meta::create(&dir.path().join("meta.sqlite"), &created).unwrap();
-        (dir, meta)
-    }
-
-    #[test]
-    fn d8_a_statement_is_planned_once_whatever_is_bound_to_it() {
-        let (dir, meta) = store();
-        let plans = |conn: &Connection| {
-            let mut statement =
-                conn.prepare("SELECT cookie FROM dirent WHERE parent = ?1 ORDER BY cookie LIMIT ?2").unwrap();
-            for limit in [1, 2, 1000] {
-                statement.query((1, limit)).unwrap().next().unwrap();
-            }
-            statement.get_status(rusqlite::StatementStatus::RePrepare)
-        };
-        assert_eq!(plans(&meta.writer.lock().conn), 0);
-        assert_eq!(plans(&reader(&dir.path().join("meta.sqlite")).unwrap()), 0);
-    }
-
-    #[test]
-    fn a_failed_transaction_leaves_counters_and_tables_as_they_were() {
-        let (_dir, meta) = store();
-        let refused: Result<()> = meta.write(|tx| {
-            tx.next_inode();
-            tx.append(&crate::format::record::Change::Removexattr {
-                ino: InodeId(1),
-                name: vec![1],
-                ctime: Timestamp::EPOCH,
-            })?;
-            Err(rustix::io::Errno::NOENT.into())
-        });
-        assert!(matches!(refused, Err(Error::Refused(rustix::io::Errno::NOENT))));
-        assert_eq!(meta.head(), Seq::ZERO);
-        let ino = meta.write(|tx| Ok(tx.next_inode())).unwrap();
-        assert_eq!(ino, InodeId(2));
-        let rows: i64 =
-            meta.read(|conn| Ok(conn.query_row("SELECT count(*) FROM journal", [], |r| r.get(0))?)).unwrap();
-        assert_eq!(rows, 0);
-    }
-
-    #[test]
-    fn s1_sixteen_writers_that_sync_each_commit_share_the_syncs_of_the_log() {
-        let (_dir, meta) = store();
-        const WRITERS: u64 = 16;
-        const ROUNDS: u64 = 20;
-        let (together, uncovered) = (std::sync::Barrier::new(WRITERS as usize), AtomicU64::new(0));
-        let before = meta.syncs();
-        std::thread::scope(|scope| {
-            for _ in 0..WRITERS {
-                scope.spawn(|| {
-                    for _ in 0..ROUNDS {
-                        together.wait();
-                        let commits = meta.wal.commits.load(Ordering::Acquire);
-                        meta.write(|tx| Ok(tx.next_inode())).unwrap();
-                        // All have committed before the first one syncs, on one core and on many.
-                        together.wait();
-                        meta.sync().unwrap();
-                        // Not asserted here: the others would wait for this thread for ever.
-                        uncovered.fetch_add(u64::from(meta.wal.state.lock().synced <= commits), Ordering::Relaxed);
-                    }
-                });
-            }
-        });
-        assert_eq!(uncovered.into_inner(), 0, "everybody's own commit is covered");
-        let syncs = meta.syncs() - before;
-        assert_eq!(syncs, ROUNDS, "one sync for all that is committed");
-    }
-
-    #[test]
-    fn regression_the_head_is_never_told_out_of_order() {
-        let (_dir, meta) = store();
-        let (start, wrong) = (std::sync::Barrier::new(4), Mutex::new(Vec::new()));
-        std::thread::scope(|scope| {
-            for writer in 0..4 {
-                let (meta, start, wrong) = (&meta, &start, &wrong);
-                scope.spawn(move || {
-                    for round in 1..=500 {
-                        start.wait();
-                        meta.write(|tx| Ok(tx.next_seq())).unwrap();
-                        start.wait();
-                        // Not asserted here: the others would wait for this thread for ever.
-                        if writer == 0 && meta.head() != Seq(4 * round) {
-                            wrong.lock().push((round, meta.head()));
-                        }
-                    }
-                });
-            }
-        });
-        assert_eq!(wrong.into_inner(), [], "rounds, and what was told after them");
-    }
-
-    #[test]
-    fn counters_survive_reopening() {
-        let (dir, meta) = store();
-        meta.write(|tx| Ok(tx.next_inode())).unwrap();
-        meta.sync().unwrap();
-        drop(meta);
-        let meta = Meta::open(&dir.path().join("meta.sqlite"), &Options::default()).unwrap();
-        assert_eq!(meta.write(|tx| Ok(tx.next_inode())).unwrap(), InodeId(3));
-    }
-
-    #[test]
-    fn the_log_is_kept_on_close() {
-        let (dir, meta) = store();
-        drop(meta);
-        assert!(dir.path().join("meta.sqlite-wal").exists());
-    }
-
-    #[test]
-    fn s1_after_a_failed_sync_nothing_is_acknowledged_until_the_next_mount() {
-        let (dir, meta) = store();
-        meta.write(|tx| Ok(tx.next_inode())).unwrap();
-        assert_eq!(meta.latched(), None);
-        meta.latch("sync of a chunk file: EIO".into());
-        meta.latch("another".into());
-        assert_eq!(meta.latched(), Some("sync of a chunk file: EIO"));
-        assert!(matches!(meta.sync(), Err(Error::Latched)));
-        assert!(matches!(meta.write(|tx| Ok(tx.next_inode())), Err(Error::Latched)));
-        assert_eq!(Error::Latched.errno(), rustix::io::Errno::IO);
-        drop(meta);
-        let meta = Meta::open(&dir.path().join("meta.sqlite"), &Options::default()).unwrap();
-        assert_eq!(meta.write(|tx| Ok(tx.next_inode())).unwrap(), InodeId(3));
-        meta.sync().unwrap();
-    }
-
-    #[test]
-    fn the_log_begins_anew_at_each_mount() {
-        let (dir, meta) = store();
-        meta.write(|tx| Ok(tx.next_inode())).unwrap();
-        // As after a crash: nobody closes it.
-        std::mem::forget(meta);
-        let meta = Meta::open(&dir.path().join("meta.sqlite"), &Options::default()).unwrap();
-        assert_eq!(dir.path().join("meta.sqlite-wal").metadata().unwrap().len(), 0);
-        assert_eq!(meta.write(|tx| Ok(tx.next_inode())).unwrap(), InodeId(3));
-    }
-}
+#[path = "store_tests.rs"]
+mod tests;
