@@ -66,8 +66,10 @@ fn s10_bytes_written_are_at_most_those_of_programs_in_a_day_or_the_rate() {
         written += 4 * MIB;
         new_bytes += 4 * MIB;
         budget.note(at(secs), new_bytes);
+        assert!(written <= 64 * MIB, "it ends");
     }
     assert_eq!(written / MIB, 64);
+    let most = (DAY_SECS + 64 + 10) * MIB;
     while secs < DAY_SECS {
         secs += 10;
         budget.note(at(secs), new_bytes);
@@ -75,9 +77,9 @@ fn s10_bytes_written_are_at_most_those_of_programs_in_a_day_or_the_rate() {
             budget.spend(4 * MIB, 0);
             written += 4 * MIB;
             new_bytes += 4 * MIB;
+            assert!(written <= most, "it ends");
         }
     }
-    let most = (DAY_SECS + 64 + 10) * MIB;
     assert!((most * 9 / 10..=most).contains(&written), "{} MiB", written / MIB);
     // Programs write 1 TiB: as much may be rewritten, even later on the same day.
     new_bytes += MIB << 20;
@@ -87,6 +89,7 @@ fn s10_bytes_written_are_at_most_those_of_programs_in_a_day_or_the_rate() {
     while budget.allows(4 * MIB) {
         budget.spend(4 * MIB, 0);
         written += 4 * MIB;
+        assert!(written - before <= (MIB << 20) * 51 / 50, "it ends");
     }
     let share = (written - before) as f64 / (MIB << 20) as f64;
     assert!((0.9..=1.02).contains(&share), "{share}");

@@ -1,7 +1,7 @@
 //! From write to committed content and back, without a kernel: live files, sealers, committer, rows, reader, recovery.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::chunk::evict::Evictor;
@@ -236,6 +236,110 @@ fn s3_what_an_fsync_promised_is_not_cut_off_or_punched_out_where_it_lies() {
         mount.close(ino);
         mount.settle();
     }
+}
+
+/// Files that are written one after the other, again and again, each round with its number.
+struct Writers {
+    files: Vec<InodeId>,
+    rounds: AtomicU64,
+    stop: Arc<AtomicBool>,
+}
+
+impl Writers {
+    fn run(&self, mount: &Mount) {
+        let _stop = StopWriting(self.stop.clone());
+        for round in 1_u64.. {
+            for ino in &self.files {
+                mount.files.write(*ino, 0, &round.to_le_bytes()).unwrap();
+            }
+            self.rounds.store(round, Ordering::Release);
+            if self.stop.load(Ordering::Acquire) {
+                return;
+            }
+        }
+    }
+}
+
+/// Ends writers, also after a panic.
+struct StopWriting(Arc<AtomicBool>);
+
+impl Drop for StopWriting {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+#[test]
+fn o8_a_rotation_is_one_cut_through_files_that_are_being_written_and_ships_as_one_unit() {
+    let (dir, meta) = testing::store();
+    drop(meta);
+    // Nobody seals: what was cut lies there to be looked at.
+    let mount = Mount::new(dir.path(), false);
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers = [b'a', b'b'].map(|group| Writers {
+        files: (b'0'..b'4').map(|index| mount.create(&[group, index])).collect(),
+        rounds: AtomicU64::new(0),
+        stop: stop.clone(),
+    });
+    std::thread::scope(|scope| {
+        let _stop = StopWriting(stop.clone());
+        for writer in &writers {
+            scope.spawn(|| writer.run(&mount));
+        }
+        for _ in 0..20 {
+            let seen = writers.each_ref().map(|writer| writer.rounds.load(Ordering::Acquire));
+            let moved = |(writer, seen): (&Writers, &u64)| writer.rounds.load(Ordering::Acquire) > seen + 1;
+            while !writers.iter().zip(&seen).all(moved) {
+                assert!(!stop.load(Ordering::Acquire), "a writer ended");
+                std::thread::yield_now();
+            }
+            let before = mount.meta.head();
+            let cut = mount.files.rotate().unwrap();
+            for writer in &writers {
+                let content = |ino: &InodeId| {
+                    let file = mount.files.find(*ino).unwrap();
+                    let frozen = file.state.read().frozen.front().unwrap().path.clone();
+                    let bytes = std::fs::read(dir.path().join(frozen)).unwrap();
+                    u64::from_le_bytes(bytes[..8].try_into().unwrap())
+                };
+                let cut: Vec<u64> = writer.files.iter().map(content).collect();
+                let is_cut = cut.is_sorted_by(|one, next| one >= next) && cut[0] <= cut[3] + 1;
+                assert!(is_cut, "no moment of the writer had {cut:?}");
+            }
+            // Its slots are one unit: each is joined with the next.
+            let taken = cut.0 - before.0;
+            assert_eq!(taken, 8, "every file was dirty");
+            let joined = mount
+                .meta
+                .read(|conn| {
+                    let sql = "SELECT count(*) FROM slot s WHERE s.seq > ?1 AND s.seq < ?2 \
+                               AND EXISTS (SELECT 1 FROM unit u WHERE u.first <= s.seq AND u.last > s.seq)";
+                    Ok(conn.query_row(sql, [before, cut], |row| row.get::<_, i64>(0))?)
+                })
+                .unwrap();
+            assert_eq!(joined as u64, taken - 1);
+        }
+    });
+}
+
+/// What is synced while a cut is waited for comes before it.
+#[test]
+fn o8_a_cut_leaves_out_nothing_that_began_while_it_was_waited_for() {
+    let (_dir, mount) = mount();
+    let own = mount.create(b"own");
+    mount.files.write(own, 0, b"own").unwrap();
+    let file = mount.files.find(own).unwrap();
+    let other = std::thread::scope(|scope| {
+        let syncing = file.syncing.lock();
+        let cut = scope.spawn(|| mount.files.cut_for(own).unwrap());
+        let other = mount.create(b"other");
+        mount.files.write(other, 0, b"other").unwrap();
+        mount.files.sync_open(other).unwrap();
+        drop(syncing);
+        cut.join().unwrap();
+        other
+    });
+    assert!(mount.files.find(other).unwrap().state.read().staged.is_none(), "it was cut, too");
 }
 
 #[test]

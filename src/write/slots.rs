@@ -232,10 +232,11 @@ impl Files {
 
     /// The cut of a rotation through the session of `own` and of each file that `wanted` says.
     fn cut(&self, own: Option<&Arc<LiveFile>>, wanted: impl Fn(&Staged) -> bool) -> Result<Seq> {
-        let files = self.all();
         // Its own sync is waited for, before the gate is shut: nobody waits for a sync behind the gate.
         let own_syncing = own.map(|file| (file, file.syncing.lock()));
         let _gate = self.gate.write();
+        // Behind the gate: a file that began while it was waited for came before what is cut, and may not be left out.
+        let files = self.all();
         let mut cut = Vec::new();
         if let Some((file, syncing)) = own_syncing {
             cut.push((file, file.state.write(), syncing));

@@ -11,9 +11,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use super::live::Attributes;
 use crate::clock::Timestamp;
+
+/// A time of a file is by so much behind our clock at most: a tick of the kernel, which a busy machine may deal with late.
+const LATE_MAX: Duration = Duration::from_secs(1);
 
 /// One look at a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,9 +43,16 @@ impl Seen {
     /// What a file whose attributes were `known` at this look shows at the look `now`: a time that did not move stays as
     /// it is known, so that `utimens` needs no word to the backing file.
     pub fn moved_to(&self, now: &Seen, known: Attributes) -> Attributes {
+        let mtime = match now.mtime == self.mtime {
+            true => known.mtime,
+            // Our clock is fine, that of files may be a tick late: what is written now is not older than what was known
+            // before, unless `utimens` set a time that has yet to come.
+            false if known.mtime <= known.ctime && known.mtime.since(now.mtime) < LATE_MAX => now.mtime.max(known.mtime),
+            false => now.mtime,
+        };
         Attributes {
             size: now.size,
-            mtime: if now.mtime == self.mtime { known.mtime } else { now.mtime },
+            mtime,
             ctime: if now.ctime == self.ctime { known.ctime } else { known.ctime.max(now.ctime) },
         }
     }
@@ -116,6 +127,22 @@ mod tests {
         assert_eq!(first.moved_to(&first, set), set);
         let written = Seen { size: 9, mtime: at(15), ctime: at(15) };
         assert_eq!(first.moved_to(&written, set), Attributes { size: 9, mtime: at(15), ctime: at(20) });
+    }
+
+    /// Failed in a mount: the file was made at a fine time, and written at a coarse one.
+    #[test]
+    fn p6_a_write_does_not_seem_to_come_before_the_file_was_made() {
+        let time = |nanos| Timestamp::new(10, nanos).unwrap();
+        let first = Seen { size: 0, mtime: time(0), ctime: time(0) };
+        let written = Seen { size: 9, mtime: time(4_000_000), ctime: time(4_000_000) };
+        let made = time(4_500_000);
+        let known = |mtime| Attributes { size: 0, mtime, ctime: made };
+        assert_eq!(first.moved_to(&written, known(made)), Attributes { size: 9, ..known(made) });
+        assert_eq!(first.moved_to(&written, known(time(1))).mtime, written.mtime);
+        // `utimens` set a time that has yet to come; the clock was set back.
+        assert_eq!(first.moved_to(&written, known(at(11))).mtime, written.mtime);
+        let later = Attributes { size: 0, mtime: at(20), ctime: at(20) };
+        assert_eq!(first.moved_to(&written, later).mtime, written.mtime);
     }
 
     #[test]
