@@ -331,7 +331,15 @@ fn o8_a_cut_leaves_out_nothing_that_began_while_it_was_waited_for() {
     let file = mount.files.find(own).unwrap();
     let other = std::thread::scope(|scope| {
         let syncing = file.syncing.lock();
-        let cut = scope.spawn(|| mount.files.cut_for(own).unwrap());
+        let (begun, begins) = std::sync::mpsc::channel();
+        let cut = scope.spawn({
+            let mount = &mount;
+            move || {
+                begun.send(()).unwrap();
+                mount.files.cut_for(own).unwrap();
+            }
+        });
+        begins.recv().unwrap();
         let other = mount.create(b"other");
         mount.files.write(other, 0, b"other").unwrap();
         mount.files.sync_open(other).unwrap();

@@ -464,6 +464,7 @@ pub fn remove_files(files: &ChunkFiles, path: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Timestamp;
 
     fn staged(whole: bool, size: u64) -> (tempfile::TempDir, ChunkFiles, Staged) {
         let dir = tempfile::tempdir().unwrap();
@@ -475,6 +476,26 @@ mod tests {
 
     fn log(files: &ChunkFiles, staged: &Staged) -> Vec<u8> {
         std::fs::read(files.locate(&ranges_path(&staged.path))).unwrap()
+    }
+
+    #[test]
+    fn p6_what_the_kernel_writes_makes_it_dirty_though_its_size_stays() {
+        let (_dir, files, mut staged) = staged(true, 0);
+        let kernel = File::options().write(true).open(files.locate(&staged.path)).unwrap();
+        staged.back(&files, |_| Ok(())).unwrap();
+        let epoch = Timestamp::EPOCH;
+        let mut seen = Attributes { size: 0, mtime: epoch, ctime: epoch };
+        for bytes in [b"first", b"other", b"third"] {
+            kernel.write_all_at(bytes, 0).unwrap();
+            staged.observe(&mut seen).unwrap();
+            assert!(staged.is_dirty(), "{bytes:?}");
+            assert!(seen.size == 5 && seen.mtime > epoch && seen.ctime > epoch, "{seen:?}");
+            // Its slot covers that; where two writes may look alike, it counts as dirty each time.
+            staged.slot_dirtyings = staged.dirtyings;
+            staged.observe(&mut seen).unwrap();
+            assert_eq!(staged.is_dirty(), staged.backing.as_ref().unwrap().may_lie());
+            staged.slot_dirtyings = staged.dirtyings;
+        }
     }
 
     #[test]

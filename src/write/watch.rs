@@ -47,7 +47,9 @@ impl Seen {
             true => known.mtime,
             // Our clock is fine, that of files may be a tick late: what is written now is not older than what was known
             // before, unless `utimens` set a time that has yet to come.
-            false if known.mtime <= known.ctime && known.mtime.since(now.mtime) < LATE_MAX => now.mtime.max(known.mtime),
+            false if known.mtime <= known.ctime && known.mtime.since(now.mtime) < LATE_MAX => {
+                now.mtime.max(known.mtime)
+            }
             false => now.mtime,
         };
         Attributes {

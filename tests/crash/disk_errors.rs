@@ -157,6 +157,32 @@ fn s1_a_failed_sync_of_the_metadata_log_latches() {
     rig.check_targets(daemon);
 }
 
+#[test]
+fn s1_a_failed_sync_of_a_directory_entry_latches() {
+    let (rig, daemon) = failing(Point::SyncEntry, 1);
+    {
+        let _watch = daemon.watch();
+        let file = open(&rig.mnt().join("new"));
+        file.write_all_at(b"new", 0).unwrap();
+        assert_eio("the sync fails", file.sync_all());
+        assert_eio("and so does every later one", file.sync_all());
+        assert_eio("a close acknowledges nothing", close(file));
+        assert!(File::create(rig.mnt().join("g")).is_err(), "names are acknowledged no more");
+    }
+    assert!(is_latched(&rig), "{:#}", status(&rig));
+    let daemon = remount(&rig, daemon);
+    {
+        let _watch = daemon.watch();
+        assert_eq!(std::fs::read(rig.mnt().join("f")).unwrap(), b"old", "what was synced before");
+        let file = open(&rig.mnt().join("new"));
+        file.write_all_at(b"new", 0).unwrap();
+        file.sync_all().unwrap();
+        close(file).unwrap();
+    }
+    assert!(!is_latched(&rig));
+    rig.check_targets(daemon);
+}
+
 /// The staged chunk file that holds so many bytes.
 fn staged(rig: &Rig, bytes: u64) -> std::path::PathBuf {
     let folders = std::fs::read_dir(rig.state.join("chunks")).unwrap().map(|folder| folder.unwrap().path());

@@ -123,6 +123,30 @@ fn d3_every_policy_but_cached_survives_a_power_cut() {
 }
 
 #[test]
+fn d3_every_policy_survives_the_loss_of_a_target() {
+    let rig = patient(Rig::new(&["a", "b", "c"]));
+    let daemon = rig.mount();
+    prepare(&rig);
+    let write = |(call, _, dir): (&str, &str, String)| acknowledge(&rig.mnt().join(dir).join("file"), call);
+    let open: Vec<File> = directories().filter_map(write).collect();
+    let place = |target: &str| rig.base.join(target);
+    std::fs::rename(place("c"), place("lost")).unwrap();
+    assert_kept("without a target", &kept(&rig.mnt()), |_, _| true);
+    drop(open);
+    // The others get all of it, whatever the lost one lacks.
+    let flushed = run(tandemfs().arg("flush").arg(rig.mnt()).args(["--wait", "2", "--timeout", "600"]));
+    assert_eq!(flushed.code, 0, "{}", flushed.stderr);
+    daemon.kill();
+    for target in ["a", "b"] {
+        assert_kept(target, &rig.restored(target, kept), |_, _| true);
+    }
+    std::fs::remove_dir_all(place("lost")).unwrap();
+    let daemon = rig.mount();
+    assert_kept("in the next mount", &kept(&rig.mnt()), |_, _| true);
+    daemon.kill();
+}
+
+#[test]
 fn d3_what_two_targets_have_survives_the_loss_of_the_machine_and_of_one_of_them() {
     let rig = patient(Rig::new(&["a", "b", "c"]));
     let daemon = rig.mount();

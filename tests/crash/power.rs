@@ -2,6 +2,9 @@
 //! is gone. What `fsync` returned for is there, no file is half, each target restores to the same tree. As the cut left them,
 //! each target restores to a cut of history (O6) with what it had acknowledged, and all together to what any of them has.
 
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -185,4 +188,118 @@ fn what_was_fsynced_survives_a_power_cut_on_ext4() {
 #[test]
 fn what_was_fsynced_survives_a_power_cut_on_xfs() {
     cut_often("xfs", setting("TANDEMFS_CUTS", 10));
+}
+
+/// Where a new generation is on its way to replace one that was acknowledged.
+const SUPERSEDING: &[Point] = &[Point::Seal, Point::Commit, Point::Committed, Point::LocationDelete, Point::Unlink];
+
+#[test]
+fn s2_what_was_acknowledged_and_just_superseded_survives_a_power_cut_wherever_its_successor_is() {
+    let Some(disk) = Disk::new("ext4") else { return };
+    let rig = Rig::on(Some(&disk.mnt), &["a", "b"]);
+    let (marker, whole, edited) = (rig.base.join("marker"), rig.mnt().join("whole"), rig.mnt().join("edited"));
+    let mut daemon = rig.mount();
+    for (index, point) in SUPERSEDING.iter().enumerate() {
+        let content = |generation: usize| crate::support::tree::noise((2 * index + generation) as u64, 70_000);
+        let (old, new) = (content(0), content(1));
+        let sync = |path: &Path, content: &[u8]| {
+            let mut file = File::create(path).unwrap();
+            file.write_all(content).unwrap();
+            file.sync_all().unwrap();
+        };
+        {
+            let _watch = daemon.watch();
+            sync(&whole, &old);
+            sync(&edited, &old);
+        }
+        rig.umount(daemon);
+        let _ = std::fs::remove_file(&marker);
+        daemon = rig.try_mount(Some(&format!("{}=stop:{}", point.name(), marker.display()))).unwrap();
+        let other = rig.mnt().join("other");
+        let waiter;
+        {
+            let _watch = daemon.watch();
+            std::fs::write(&whole, &new).unwrap();
+            File::options().write(true).open(&edited).unwrap().write_all_at(&new, 0).unwrap();
+            // Somebody who waits for it, so that it waits for no company; he is told nothing before the cut.
+            waiter = std::thread::spawn({
+                let edited = edited.clone();
+                move || drop(File::open(edited).and_then(|file| file.sync_all()))
+            });
+            wait_until(&format!("{} is reached", point.name()), || marker.exists());
+            // What it has committed by now becomes durable with this.
+            sync(&other, &new);
+        }
+        power_cut(&rig, &disk, daemon);
+        waiter.join().unwrap();
+        daemon = rig.mount();
+        let _watch = daemon.watch();
+        for path in [&whole, &edited] {
+            let found = std::fs::read(path).unwrap();
+            assert!(found == old || found == new, "cut at {}: {} is neither", point.name(), path.display());
+        }
+        assert!(std::fs::read(&other).unwrap() == new, "cut at {}: what was synced beside it", point.name());
+    }
+    rig.check_targets(daemon);
+}
+
+#[test]
+fn s1_every_call_that_syncs_survives_a_power_cut() {
+    let Some(disk) = Disk::new("ext4") else { return };
+    let rig = Rig::on(Some(&disk.mnt), &["a"]);
+    let content = crate::support::tree::noise(1, 20_000);
+    let flagged = |path: &Path, flag: i32| {
+        let mut file = File::options().create(true).write(true).custom_flags(flag).open(path).unwrap();
+        file.write_all(&content).unwrap();
+        Some(file)
+    };
+    type Call<'a> = Box<dyn Fn(&Path) -> Option<File> + 'a>;
+    let calls: [(&str, Call<'_>); 5] = [
+        ("O_SYNC", Box::new(|path| flagged(path, libc::O_SYNC))),
+        ("O_DSYNC", Box::new(|path| flagged(path, libc::O_DSYNC))),
+        (
+            "fdatasync",
+            Box::new(|path| {
+                let file = flagged(path, 0).unwrap();
+                file.sync_data().unwrap();
+                Some(file)
+            }),
+        ),
+        (
+            "fsync of an edit",
+            Box::new(|path| {
+                std::fs::write(path, [0; 20_000]).unwrap();
+                let file = File::options().write(true).open(path).unwrap();
+                file.write_all_at(&content, 0).unwrap();
+                file.sync_all().unwrap();
+                Some(file)
+            }),
+        ),
+        (
+            "fsync of its directory",
+            Box::new(|path| {
+                let earlier = path.with_extension("earlier");
+                flagged(&earlier, 0).unwrap().sync_all().unwrap();
+                std::fs::rename(earlier, path).unwrap();
+                File::open(path.parent().unwrap()).unwrap().sync_all().unwrap();
+                None
+            }),
+        ),
+    ];
+    let mut daemon = rig.mount();
+    // One after the other: the sync of one would help those before it.
+    for (name, call) in &calls {
+        let path = rig.mnt().join(name.replace(' ', "_"));
+        let open = {
+            let _watch = daemon.watch();
+            call(&path)
+        };
+        power_cut(&rig, &disk, daemon);
+        drop(open);
+        daemon = rig.mount();
+        let _watch = daemon.watch();
+        assert!(std::fs::read(&path).is_ok_and(|found| found == content), "{name} had returned");
+        assert!(!path.with_extension("earlier").exists(), "{name} had returned");
+    }
+    rig.check_targets(daemon);
 }

@@ -193,7 +193,7 @@ fn d7_a_target_out_of_reach_or_with_the_only_copy_goes_only_by_force() {
     // Nothing is here but names, and b is away: a has the only copy.
     assert_eq!(place.restore("again", &[place.uri("a")]).code, 0);
     let mounted = place.mount_state("again");
-    refused(target(&place, "remove", &["a"]), 1, "are on target \"a\" only, and nowhere else");
+    refused(target(&place, "remove", &["a"]), 1, "files that they belong to can no longer be read");
     let said = done(target(&place, "remove", &["a", "--force"]));
     assert!(said.contains("are on target \"a\" only, and nowhere else"), "{said}");
     assert_eq!(names(&mounted), ["b"]);
