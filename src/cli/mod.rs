@@ -24,6 +24,7 @@ mod output;
 mod progress;
 mod reach;
 mod reload;
+mod remount;
 mod restore;
 mod scrub;
 mod status;
@@ -60,6 +61,8 @@ enum Command {
     Check(check::Check),
     Target(target::Target),
     Reload(reload::Reload),
+    #[command(hide = true)]
+    Remount(remount::Remount),
     Gc(gc::Gc),
     Demo(demo::Demo),
 }
@@ -79,6 +82,7 @@ pub fn main() -> ExitCode {
         Command::Check(command) => command.run(),
         Command::Target(command) => command.run(),
         Command::Reload(command) => command.run(),
+        Command::Remount(command) => command.run(),
         Command::Gc(command) => command.run(),
         Command::Demo(command) => command.run(),
     };

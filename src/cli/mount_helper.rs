@@ -1,7 +1,8 @@
 //! What mount(8), fstab(5) and `mount.fuse` call: `mount.fuse.tandemfs SOURCE MOUNTPOINT -o options`.
 //!
-//! Owns: translating such a call into `tandemfs mount`, which then is all there is: SOURCE is the configuration file.
-//! Does not own: the words of `-o` (`mount::fuse_options`).
+//! Owns: translating such a call into `tandemfs mount`, which then is all there is: SOURCE is the configuration file; with
+//! `-o remount` into `tandemfs remount`.
+//! Does not own: the words of `-o` (`mount::fuse_options`, `mount::remount`).
 //!
 //! | called by | as |
 //! |---|---|
@@ -13,6 +14,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use clap::Parser;
+
+use crate::mount::remount;
 
 /// Mount as mount(8) asks for it: SOURCE is a configuration file
 #[derive(Debug, Parser)]
@@ -53,6 +56,13 @@ pub fn translate(given: Vec<OsString>) -> Option<Vec<OsString>> {
     let Helper { source, mountpoint, options, fake, read_only, .. } = Helper::parse_from(given);
     if fake {
         return None;
+    }
+    if remount::is_asked(&options) {
+        let mut arguments: Vec<OsString> = ["tandemfs", "remount"].map(OsString::from).into();
+        let read_only = read_only.then(|| "ro".to_owned());
+        arguments.extend(options.into_iter().chain(read_only).flat_map(|list| ["-o".into(), list.into()]));
+        arguments.extend(["--".into(), mountpoint]);
+        return Some(arguments);
     }
     let mut arguments: Vec<OsString> = ["tandemfs", "mount", "--config"].map(OsString::from).into();
     // So that mount(8) finds the line of fstab in the table of mounts, and `mount -a` does not mount it again.
@@ -106,6 +116,16 @@ mod tests {
         );
         check("tandemfs mount /mnt --config /etc/t.toml", Some("tandemfs mount /mnt --config /etc/t.toml"));
         check("tandemfs", Some("tandemfs"));
+    }
+
+    #[test]
+    fn a_remount_is_of_the_mountpoint_whatever_the_source() {
+        check(
+            "/sbin/mount.fuse.tandemfs tank /mnt/t -o ro,nosuid,remount,user_id=0 -n",
+            Some("tandemfs remount -o ro,nosuid,remount,user_id=0 -- /mnt/t"),
+        );
+        check("mount.tandemfs t.toml /mnt -r -o remount", Some("tandemfs remount -o remount -o ro -- /mnt"));
+        check("mount.tandemfs t.toml /mnt -f -o remount", None);
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub struct Entry {
     /// The type that the kernel's table shows for the mount.
     #[serde(default = "usual_kind")]
     pub kind: String,
+    /// Its daemon changes nothing, whatever the mount's flags say.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 fn usual_kind() -> String {
@@ -216,6 +219,7 @@ mod tests {
             pid,
             name: "photos".into(),
             kind: usual_kind(),
+            read_only: false,
         }
     }
 

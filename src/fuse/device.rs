@@ -134,6 +134,23 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> io::Result<()> {
     if said.contains("busy") { Err(Errno::BUSY.into()) } else { Err(io::Error::other(said)) }
 }
 
+/// Flags of mount(2), without what says that they are changed.
+pub type Flags = libc::c_ulong;
+/// Nothing can be changed through the mount.
+pub const READ_ONLY: Flags = libc::MS_RDONLY;
+
+/// Gives the mount at `mountpoint` these flags. Its other options stay: the kernel lets none of them be changed
+/// (`fuse_parse_param` takes what a remount says as said already).
+pub fn remount(mountpoint: &Path, flags: Flags) -> io::Result<()> {
+    let target = c_string(mountpoint.as_os_str().as_bytes())?;
+    let (none, flags) = (std::ptr::null(), flags | libc::MS_REMOUNT);
+    // SAFETY: `target` is a NUL-terminated string that lives over the call; the others may be absent.
+    match unsafe { libc::mount(none, target.as_ptr(), none, flags, none.cast()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn mount_directly(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> {
     let device: OwnedFd = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse")?.into();
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());

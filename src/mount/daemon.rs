@@ -234,7 +234,7 @@ impl Daemon {
         let session =
             fuse::Session::start(vfs.clone(), mountpoint, &session_options).map_err(mount_failed(mountpoint))?;
         errands::start_telling(&mut tasks, &live.files, session.notifier()).map_err(threads_failed)?;
-        let registered = registered(&opened, &name, &kind)?;
+        let registered = registered(&opened, &name, &kind, read_only)?;
         let server = Arc::new(server);
         let served = Served {
             parts: live.clone(),
@@ -373,13 +373,14 @@ fn begin(meta: &Meta, seen: Epoch, boot_id: &str, read_only: bool) -> Result<boo
 }
 
 /// Other commands find the mount by this. Without it, it is taken away again.
-fn registered(opened: &Opened, name: &str, kind: &str) -> Result<Registered, Error> {
+fn registered(opened: &Opened, name: &str, kind: &str, read_only: bool) -> Result<Registered, Error> {
     let entry = Entry {
         mountpoint: opened.mountpoint.as_path().into(),
         state_dir: opened.state_path.as_path().into(),
         pid: std::process::id(),
         name: name.into(),
         kind: kind.into(),
+        read_only,
     };
     Registry::of_user().register(&entry).map_err(|e| {
         let _ = unmount::unmount(&opened.mountpoint, kind, true);

@@ -70,8 +70,13 @@ const OURS: [&str; 11] = [
 
 /// Reads lists of words divided by commas; a backslash makes the next character part of a word. Later words win.
 pub fn parse<'a>(lists: impl IntoIterator<Item = &'a str>) -> Result<FuseOptions, Error> {
+    of_words(lists.into_iter().flat_map(words))
+}
+
+/// The same, of words.
+pub(super) fn of_words(words: impl IntoIterator<Item = String>) -> Result<FuseOptions, Error> {
     let mut options = FuseOptions::default();
-    for word in lists.into_iter().flat_map(words) {
+    for word in words {
         let word = word.trim();
         match word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value))) {
             ("allow_other", None) => options.mount.allow_other = true,
@@ -91,6 +96,10 @@ pub fn parse<'a>(lists: impl IntoIterator<Item = &'a str>) -> Result<FuseOptions
             ("nosubtype", None) => options.mount.subtype = None,
             ("state_dir", Some(path)) if path.starts_with('/') => options.state_dir = Some(path.into()),
             (key @ ("fsname" | "subtype" | "state_dir"), _) => return Err(bad_value(key, word)),
+            ("remount", None) => {
+                return Err(Error::new(ErrorKind::Usage, "a mount is changed by mount(8)")
+                    .hint("as root: mount -o remount,ro MOUNTPOINT"));
+            }
             _ if word.is_empty() || OTHERS.contains(&word) => {}
             _ if OTHERS_BEGIN.iter().any(|begin| word.starts_with(begin)) => {}
             _ => {
@@ -102,7 +111,8 @@ pub fn parse<'a>(lists: impl IntoIterator<Item = &'a str>) -> Result<FuseOptions
     Ok(options)
 }
 
-fn words(list: &str) -> Vec<String> {
+/// The words of one list.
+pub(super) fn words(list: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut characters = list.chars();
     while let Some(character) = characters.next() {

@@ -24,6 +24,7 @@ pub mod mountpoint;
 pub mod nesting;
 pub mod newcomer;
 pub mod parts;
+pub mod remount;
 pub mod replication;
 pub mod scrubs;
 pub mod served;

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
-//!       dev  root  at                          kind
+//!       dev  root  at    options               kind           options
 //! ```
 
 use std::ffi::OsString;
@@ -24,6 +24,15 @@ pub struct Mount {
     pub at: PathBuf,
     /// The type of the filesystem.
     pub kind: Vec<u8>,
+    /// Flags of the mount, and options of its filesystem.
+    options: [Vec<u8>; 2],
+}
+
+impl Mount {
+    /// True if the table names this option.
+    pub fn has(&self, option: &str) -> bool {
+        self.options.iter().any(|list| list.split(|&byte| byte == b',').any(|word| word == option.as_bytes()))
+    }
 }
 
 /// All mounts, in the order of mounting.
@@ -36,7 +45,7 @@ impl Table {
         Ok(Table::parse(&std::fs::read("/proc/self/mountinfo")?))
     }
 
-    fn parse(text: &[u8]) -> Table {
+    pub(super) fn parse(text: &[u8]) -> Table {
         Table(text.split(|&byte| byte == b'\n').filter_map(parse).collect())
     }
 
@@ -77,8 +86,12 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&byte| byte == b' ');
     let dev = fields.nth(2)?.to_vec();
     let (root, at) = (path(fields.next()?), path(fields.next()?));
-    let kind = fields.skip_while(|field| *field != b"-").nth(1)?.to_vec();
-    Some(Mount { dev, root, at, kind })
+    let own = fields.next()?.to_vec();
+    let mut of_filesystem = fields.skip_while(|field| *field != b"-").skip(1);
+    let kind = of_filesystem.next()?.to_vec();
+    // The source is left out.
+    let all = of_filesystem.nth(1).unwrap_or_default().to_vec();
+    Some(Mount { dev, root, at, kind, options: [own, all] })
 }
 
 fn path(field: &[u8]) -> PathBuf {
@@ -128,6 +141,8 @@ mod tests {
         assert_eq!(table.at(Path::new("/m")).unwrap().kind, b"fuse.tandemfs");
         assert_eq!(table.at(Path::new("/srv/my backup")).unwrap().root, Path::new("/backup"));
         assert_eq!(table.at(Path::new("/m/x")), None);
+        let disk = table.at(Path::new("/disk")).unwrap();
+        assert!(disk.has("noatime") && disk.has("rw") && !disk.has("atime") && !disk.has("ro"));
     }
 
     #[test]

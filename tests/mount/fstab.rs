@@ -1,13 +1,12 @@
 //! mount(8), fstab and systemd drive the filesystem as they drive any other.
-//!
-//! The helper's name is put where mount(8) looks for it in a mount namespace of the test's own: nothing is installed.
 
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
+use crate::support::helper;
 use crate::support::mounted::{Mounted, PATIENCE, Place, wait_for};
-use crate::support::run::{Finished, finish, installed, program, skipped, tandemfs};
+use crate::support::run::{Finished, finish, installed, program, tandemfs};
 
 /// A configuration file with one directory target, and one more whose parent does not exist if `lacking`.
 fn config(place: &Place, lacking: bool) -> PathBuf {
@@ -21,33 +20,9 @@ fn config(place: &Place, lacking: bool) -> PathBuf {
     path
 }
 
-/// Runs lines of shell where `/sbin/NAME` is the program, with variables for the places of the test. `None`: this machine
-/// does not let us.
+/// Runs lines of shell where `/sbin/NAME` is the program. `None`: this machine does not let us.
 fn with_helper(place: &Place, name: &str, config: &Path, lines: &str) -> Option<Finished> {
-    if !installed(&["unshare", "mount", "umount", "findmnt"]) {
-        return None;
-    }
-    let helpers = place.path("helpers");
-    std::fs::create_dir_all(&helpers).unwrap();
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_tandemfs"), helpers.join(name)).unwrap();
-    let script = format!(
-        "set -eu; sbin=$(readlink -f /sbin); mount -t overlay overlay -o lowerdir=\"$HELPERS:$sbin\" \"$sbin\" || exit 77\n\
-         set -x; {lines}"
-    );
-    let finished = finish(
-        Command::new("unshare")
-            .args(["-m", "bash", "-c", &script])
-            .env("HELPERS", &helpers)
-            .env("CONFIG", config)
-            .env("MNT", place.mnt())
-            .env("PLACE", place.path(""))
-            .stdin(Stdio::null()),
-    );
-    if finished.code == 77 {
-        skipped(&format!("no overlay over /sbin here: {}", finished.stderr.trim()));
-        return None;
-    }
-    Some(finished)
+    helper::with_helper(place, name, &[("CONFIG", config.as_os_str())], lines)
 }
 
 fn assert_lines(finished: &Finished, expected: &[&str]) {
@@ -100,6 +75,58 @@ fn a_line_of_fstab_mounts_it_once() {
     assert_lines(&finished, &["fuse.tandemfs", "fuse.tandemfs", "option \"alow_other\" is unknown"]);
 }
 
+/// What the kernel's table says of the mount, of the flags that are changed here.
+const SHOW: &str = "show() { findmnt -no OPTIONS -M \"$MNT\" | tr , '\\n' | grep -E '^(ro|rw|no.*|allow_other)$' | sort -u | tr '\\n' ' '; echo; }";
+
+#[test]
+fn remount_changes_flags_and_nothing_else() {
+    let place = Place::new(&["a"]);
+    let config = config(&place, false);
+    let lines = format!(
+        "{SHOW}
+         mount -t fuse.tandemfs \"$CONFIG\" \"$MNT\" -o allow_other; echo hello > \"$MNT/file\"
+         exec 5> \"$MNT/open\"
+         ! mount -o remount,ro \"$MNT\" 2> \"$PLACE/said\"; grep -o 'files are open for writing' \"$PLACE/said\"; show
+         echo written >&5; exec 5>&-
+         mount -o remount,ro \"$MNT\"; show
+         for change in touch \"rm -f\" \"chmod 600\"; do if $change \"$MNT/file\"; then exit 9; fi; done; cat \"$MNT/file\" \"$MNT/open\"
+         mount -o remount,rw,noexec,noatime \"$MNT\"; show; echo more >> \"$MNT/file\"
+         mount -o remount \"$MNT\"; show
+         mount -o remount,exec \"$MNT\"; show
+         echo \"$CONFIG $MNT fuse.tandemfs noauto,nofail,_netdev,state_dir=$PLACE/state 0 0\" > \"$PLACE/fstab\"
+         mount -T \"$PLACE/fstab\" -o remount,ro \"$MNT\"; show
+         if mount -o remount,mand \"$MNT\"; then exit 9; fi
+         umount \"$MNT\"
+         mount -t fuse.tandemfs \"$CONFIG\" \"$MNT\" -o ro; mount -o remount,noexec \"$MNT\"; show
+         ! mount -o remount,rw \"$MNT\" 2> \"$PLACE/said\"; grep -o 'was mounted read-only' \"$PLACE/said\"; show
+         cat \"$MNT/file\"; umount \"$MNT\"
+         ! mount.fuse.tandemfs \"$CONFIG\" \"$MNT\" -o remount,ro 2> \"$PLACE/said\"; grep -o 'no TandemFS is mounted' \"$PLACE/said\"",
+    );
+    let finished = with_helper(&place, "mount.fuse.tandemfs", &config, &lines);
+    let Some(finished) = finished else { return };
+    let _ended = Mounted::found(&place, "state");
+    assert_lines(
+        &finished,
+        &[
+            "files are open for writing",
+            "allow_other nodev nosuid rw",
+            "allow_other nodev nosuid ro",
+            "hello",
+            "written",
+            "allow_other noatime nodev noexec nosuid rw",
+            "allow_other noatime nodev noexec nosuid rw",
+            "allow_other noatime nodev nosuid rw",
+            "allow_other noatime nodev nosuid ro",
+            "nodev noexec nosuid ro",
+            "was mounted read-only",
+            "nodev noexec nosuid ro",
+            "hello",
+            "more",
+            "no TandemFS is mounted",
+        ],
+    );
+}
+
 #[test]
 fn mount_fuse_finds_the_program_by_its_own_name() {
     if !installed(&["mount.fuse"]) {
@@ -112,7 +139,8 @@ fn mount_fuse_finds_the_program_by_its_own_name() {
         "tandemfs",
         &config,
         "mount -t fuse.tandemfs \"$CONFIG\" \"$MNT\" -o rw,noatime,nofail,_netdev
-         findmnt -no FSTYPE -M \"$MNT\"; echo hello > \"$MNT/file\"; umount \"$MNT\"",
+         findmnt -no FSTYPE -M \"$MNT\"; echo hello > \"$MNT/file\"
+         mount -o remount,ro \"$MNT\"; if touch \"$MNT/file\"; then exit 9; fi; umount \"$MNT\"",
     );
     let Some(finished) = finished else { return };
     let _ended = Mounted::found(&place, "state");

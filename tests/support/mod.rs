@@ -3,6 +3,7 @@
 //! Each test binary uses a part of it.
 #![allow(dead_code)]
 
+pub mod helper;
 pub mod mounted;
 pub mod proxy;
 pub mod run;
