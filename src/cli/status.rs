@@ -247,6 +247,7 @@ mod tests {
             attention: Vec::new(),
             cache: Cache { used_bytes: 5 << 30, pinned_bytes: 0, limit_bytes: Some(20 << 30) },
             garbage: Default::default(),
+            requests: Default::default(),
             journal_seq: 9,
         }
     }

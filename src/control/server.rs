@@ -282,6 +282,7 @@ mod tests {
                 attention: Vec::new(),
                 cache: Cache::default(),
                 garbage: Default::default(),
+                requests: Default::default(),
                 journal_seq: 7,
             })
         }

@@ -3,6 +3,8 @@
 //! Owns: the structs behind both `--json` and the text (DESIGN §8).
 //! Does not own: filling them (`mount`), the text (`cli`).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The state of a mounted filesystem.
@@ -24,6 +26,9 @@ pub struct Status {
     /// What lies in chunks although no file refers to it.
     #[serde(default)]
     pub garbage: Garbage,
+    /// Requests of the kernel since the mount, by operation; what it remembers or does by itself it does not ask for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requests: BTreeMap<String, u64>,
     /// The newest place in the journal.
     pub journal_seq: u64,
 }

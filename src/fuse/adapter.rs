@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use super::attr::{GENERATION, TTL, file_attr, file_type, inode, no_entry, set_time};
 use super::errno::reply as errno;
 use super::io;
+use super::operation::{Operation, Requests};
 use super::session::Options;
 use crate::clock;
 use crate::meta::namespace::NAME_MAX;
@@ -61,6 +62,7 @@ pub(super) struct Adapter {
     pub(super) vfs: Arc<Vfs>,
     pub(super) runtime: tokio::runtime::Handle,
     pub(super) panics: Arc<AtomicU64>,
+    requests: Arc<Requests>,
     /// The kernel needs no OPENDIR: it caches listings and drops them when it changes a directory itself.
     no_opendir: bool,
     passthrough: bool,
@@ -70,21 +72,22 @@ pub(super) struct Adapter {
 
 impl Adapter {
     pub(super) fn new(vfs: Arc<Vfs>, options: &Options, has_passthrough: Arc<AtomicBool>) -> Adapter {
-        let Options { runtime, panics, passthrough, .. } = options.clone();
-        Adapter { vfs, runtime, panics, no_opendir: false, passthrough, has_passthrough }
+        let Options { runtime, panics, requests, passthrough, .. } = options.clone();
+        Adapter { vfs, runtime, panics, requests, no_opendir: false, passthrough, has_passthrough }
     }
 
     /// Runs one operation; a panic in it is an input/output error and counted.
     fn run<T>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         body: impl FnOnce(&Vfs) -> Result<T>,
     ) -> std::result::Result<T, fuser::Errno> {
         self.asked(operation, || body(&self.vfs)).map_err(errno)
     }
 
     /// The same, with the errno as the filesystem has it. A program asks for something: what can wait keeps out of its way.
-    pub(super) fn asked<T>(&self, operation: &'static str, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(super) fn asked<T>(&self, operation: Operation, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.requests.count(operation);
         self.vfs.files().programs().ask(clock::instant());
         catch(&self.panics, operation, body)
     }
@@ -92,20 +95,21 @@ impl Adapter {
     /// As [`Adapter::run`], for what no program waits for.
     fn run_behind<T>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         body: impl FnOnce(&Vfs) -> Result<T>,
     ) -> std::result::Result<T, fuser::Errno> {
+        self.requests.count(operation);
         catch(&self.panics, operation, || body(&self.vfs)).map_err(errno)
     }
 
-    fn reply_entry(&self, operation: &'static str, reply: ReplyEntry, body: impl FnOnce(&Vfs) -> Result<Attributes>) {
+    fn reply_entry(&self, operation: Operation, reply: ReplyEntry, body: impl FnOnce(&Vfs) -> Result<Attributes>) {
         match self.run(operation, body) {
             Ok(attributes) => reply.entry(&TTL, &file_attr(&attributes), GENERATION),
             Err(errno) => reply.error(errno),
         }
     }
 
-    fn reply_empty(&self, operation: &'static str, reply: ReplyEmpty, body: impl FnOnce(&Vfs) -> Result<()>) {
+    fn reply_empty(&self, operation: Operation, reply: ReplyEmpty, body: impl FnOnce(&Vfs) -> Result<()>) {
         match self.run(operation, body) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
@@ -115,7 +119,7 @@ impl Adapter {
     /// For operations that wait for the disk or for targets: they must not take a request's thread away from the others.
     fn reply_empty_later(
         &self,
-        operation: &'static str,
+        operation: Operation,
         reply: ReplyEmpty,
         work: impl Future<Output = Result<()>> + Send + 'static,
     ) {
@@ -129,7 +133,7 @@ impl Adapter {
         &self,
         reply: ReplyXattr,
         size: u32,
-        operation: &'static str,
+        operation: Operation,
         body: impl FnOnce(&Vfs) -> Result<Vec<u8>>,
     ) {
         match self.run(operation, body) {
@@ -142,9 +146,9 @@ impl Adapter {
 }
 
 /// Runs `body`; a panic in it is an input/output error and counted.
-pub(super) fn catch<T>(panics: &AtomicU64, operation: &'static str, body: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn catch<T>(panics: &AtomicU64, operation: Operation, body: impl FnOnce() -> Result<T>) -> Result<T> {
     let body = || {
-        failpoint(operation);
+        failpoint(operation.name());
         body()
     };
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| panicked(panics, operation, &*panic))
@@ -159,10 +163,11 @@ pub(super) use super::panic_tests::failpoint;
 pub(super) fn failpoint(_operation: &'static str) {}
 
 /// What a caught panic is answered with.
-pub(super) fn panicked<T>(panics: &AtomicU64, operation: &'static str, panic: &(dyn Any + Send)) -> Result<T> {
+pub(super) fn panicked<T>(panics: &AtomicU64, operation: Operation, panic: &(dyn Any + Send)) -> Result<T> {
     panics.fetch_add(1, Ordering::Relaxed);
     let said = panic.downcast_ref::<&str>().copied().map(str::to_owned);
     let said = said.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    let operation = operation.name();
     tracing::error!(operation, panic = said, "a handler panicked; answered with an input/output error");
     Err(Errno::IO)
 }
@@ -192,7 +197,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.run("lookup", |vfs| vfs.lookup(inode(parent), name.as_bytes())) {
+        match self.run(Operation::Lookup, |vfs| vfs.lookup(inode(parent), name.as_bytes())) {
             Ok(attributes) => reply.entry(&TTL, &file_attr(&attributes), GENERATION),
             // The kernel remembers that there is nothing: compilers ask for the same missing files again and again.
             Err(fuser::Errno::ENOENT) => reply.entry(&TTL, &no_entry(), GENERATION),
@@ -202,14 +207,14 @@ impl Filesystem for Adapter {
 
     fn forget(&self, _request: &Request, ino: INodeNo, _lookups: u64) {
         // The kernel forgets an inode as a whole, with its last reference.
-        let _ = self.run_behind("forget", |vfs| {
+        let _ = self.run_behind(Operation::Forget, |vfs| {
             vfs.forget(inode(ino));
             Ok(())
         });
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        match self.run("getattr", |vfs| vfs.getattr(inode(ino))) {
+        match self.run(Operation::Getattr, |vfs| vfs.getattr(inode(ino))) {
             Ok(attributes) => reply.attr(&TTL, &file_attr(&attributes)),
             Err(errno) => reply.error(errno),
         }
@@ -236,7 +241,7 @@ impl Filesystem for Adapter {
         let set = SetAttributes { mode, uid, gid, size, atime: atime.map(set_time), mtime: mtime.map(set_time) };
         let (caller, ino) = (caller(request), inode(ino));
         let setattr = move |vfs: &Vfs| vfs.setattr(&caller, ino, &set);
-        let done = self.asked("setattr", || setattr(&self.vfs));
+        let done = self.asked(Operation::Setattr, || setattr(&self.vfs));
         let answer = |done: Result<Attributes>| match done {
             Ok(attributes) => reply.attr(&TTL, &file_attr(&attributes)),
             Err(error) => reply.error(errno(error)),
@@ -244,14 +249,14 @@ impl Filesystem for Adapter {
         match done {
             // A truncate makes a file. As with a write, there may be room soon.
             Err(error) if set.size.is_some() && is_full(error) => {
-                self.later("setattr", self.vfs.clone().with_room(0, setattr), answer);
+                self.later(Operation::Setattr, self.vfs.clone().with_room(0, setattr), answer);
             }
             done => answer(done),
         }
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.run("readlink", |vfs| vfs.readlink(inode(ino))) {
+        match self.run(Operation::Readlink, |vfs| vfs.readlink(inode(ino))) {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
         }
@@ -267,29 +272,29 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.reply_entry("mknod", reply, |vfs| {
+        self.reply_entry(Operation::Mknod, reply, |vfs| {
             vfs.make_node(&caller(request), inode(parent), name.as_bytes(), mode, umask, rdev)
         });
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let mode = libc::S_IFDIR | mode & 0o7777;
-        self.reply_entry("mkdir", reply, |vfs| {
+        self.reply_entry(Operation::Mkdir, reply, |vfs| {
             vfs.make_node(&caller(request), inode(parent), name.as_bytes(), mode, umask, 0)
         });
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.reply_empty("unlink", reply, |vfs| vfs.unlink(inode(parent), name.as_bytes()));
+        self.reply_empty(Operation::Unlink, reply, |vfs| vfs.unlink(inode(parent), name.as_bytes()));
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.reply_empty("rmdir", reply, |vfs| vfs.rmdir(inode(parent), name.as_bytes()));
+        self.reply_empty(Operation::Rmdir, reply, |vfs| vfs.rmdir(inode(parent), name.as_bytes()));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
-        self.reply_entry("symlink", reply, |vfs| {
+        self.reply_entry(Operation::Symlink, reply, |vfs| {
             vfs.make_symlink(&caller(request), inode(parent), name.as_bytes(), target)
         });
     }
@@ -310,13 +315,13 @@ impl Filesystem for Adapter {
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return reply.error(fuser::Errno::EINVAL),
         };
-        self.reply_empty("rename", reply, |vfs| {
+        self.reply_empty(Operation::Rename, reply, |vfs| {
             vfs.rename((inode(parent), name.as_bytes()), (inode(new_parent), new_name.as_bytes()), mode)
         });
     }
 
     fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.reply_entry("link", reply, |vfs| vfs.link(inode(ino), inode(parent), name.as_bytes()));
+        self.reply_entry(Operation::Link, reply, |vfs| vfs.link(inode(ino), inode(parent), name.as_bytes()));
     }
 
     fn create(
@@ -331,7 +336,7 @@ impl Filesystem for Adapter {
     ) {
         let mut opening = io::Opening::new(reply);
         let new = NewFile { parent: inode(parent), name: name.as_bytes(), mode, umask, flags };
-        if let Err(errno) = self.run("create", |vfs| vfs.create(&caller(request), &new, &mut opening))
+        if let Err(errno) = self.run(Operation::Create, |vfs| vfs.create(&caller(request), &new, &mut opening))
             && let Some(reply) = opening.reply
         {
             reply.error(errno);
@@ -348,10 +353,10 @@ impl Filesystem for Adapter {
                 reply.error(errno(error));
             }
         };
-        match self.asked("open", || open(&self.vfs)) {
+        match self.asked(Operation::Open, || open(&self.vfs)) {
             // One that truncates makes a file.
             Err(error) if flags.0 & libc::O_TRUNC != 0 && is_full(error) => {
-                self.later("open", self.vfs.clone().with_room(0, open), answer);
+                self.later(Operation::Open, self.vfs.clone().with_room(0, open), answer);
             }
             done => answer(done),
         }
@@ -393,10 +398,10 @@ impl Filesystem for Adapter {
 
     fn flush(&self, _request: &Request, ino: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
         let ino = inode(ino);
-        match self.run("flush", |vfs| vfs.flush_now(ino, handle.0)) {
+        match self.run(Operation::Flush, |vfs| vfs.flush_now(ino, handle.0)) {
             Ok(Flushed::Done) => reply.ok(),
             Ok(Flushed::Later(policy)) => {
-                self.reply_empty_later("flush", reply, self.vfs.clone().flush_later(ino, policy));
+                self.reply_empty_later(Operation::Flush, reply, self.vfs.clone().flush_later(ino, policy));
             }
             Err(errno) => reply.error(errno),
         }
@@ -412,14 +417,15 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        match self.run_behind("release", |vfs| vfs.release(inode(ino), handle.0)) {
+        match self.run_behind(Operation::Release, |vfs| vfs.release(inode(ino), handle.0)) {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.reply_empty_later("fsync", reply, self.vfs.clone().fsync_later(inode(ino)));
+        self.requests.count(Operation::Fsync);
+        self.reply_empty_later(Operation::Fsync, reply, self.vfs.clone().fsync_later(inode(ino)));
     }
 
     fn fallocate(
@@ -433,10 +439,10 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (ino, range) = (inode(ino), offset..offset.saturating_add(length));
-        match self.run("fallocate", |vfs| vfs.fallocate(ino, range.clone(), mode)) {
+        match self.run(Operation::Fallocate, |vfs| vfs.fallocate(ino, range.clone(), mode)) {
             Ok(()) => reply.ok(),
             Err(fuser::Errno::ENOSPC | fuser::Errno::EDQUOT) => {
-                self.reply_empty_later("fallocate", reply, self.vfs.clone().fallocate_later(ino, range, mode));
+                self.reply_empty_later(Operation::Fallocate, reply, self.vfs.clone().fallocate_later(ino, range, mode));
             }
             Err(errno) => reply.error(errno),
         }
@@ -451,7 +457,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        match self.run("lseek", |vfs| vfs.seek(inode(ino), offset as u64, whence)) {
+        match self.run(Operation::Lseek, |vfs| vfs.seek(inode(ino), offset as u64, whence)) {
             Ok(offset) => reply.offset(offset as i64),
             Err(errno) => reply.error(errno),
         }
@@ -470,7 +476,7 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let copied = self.run("copy_file_range", |vfs| {
+        let copied = self.run(Operation::CopyFileRange, |vfs| {
             vfs.copy_range((inode(ino_in), offset_in), (inode(ino_out), offset_out), length)
         });
         match copied {
@@ -504,7 +510,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let listed = self.run("readdir", |vfs| {
+        let listed = self.run(Operation::Readdir, |vfs| {
             vfs.read_dir(inode(ino), offset, false, |entry| {
                 let node = &entry.attributes.inode;
                 reply.add(INodeNo(node.ino.0), entry.offset, file_type(node.mode), OsStr::from_bytes(entry.name))
@@ -524,7 +530,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let listed = self.run("readdirplus", |vfs| {
+        let listed = self.run(Operation::Readdirplus, |vfs| {
             vfs.read_dir(inode(ino), offset, true, |entry| {
                 let attr = file_attr(&entry.attributes);
                 reply.add(attr.ino, entry.offset, OsStr::from_bytes(entry.name), &TTL, &attr, GENERATION)
@@ -537,11 +543,12 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.reply_empty_later("fsyncdir", reply, self.vfs.clone().fsync_directory_later(inode(ino)));
+        self.requests.count(Operation::Fsyncdir);
+        self.reply_empty_later(Operation::Fsyncdir, reply, self.vfs.clone().fsync_directory_later(inode(ino)));
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        match self.run("statfs", Vfs::statfs) {
+        match self.run(Operation::Statfs, Vfs::statfs) {
             Ok(stat) => reply.statfs(
                 stat.blocks,
                 stat.free,
@@ -572,34 +579,20 @@ impl Filesystem for Adapter {
             libc::XATTR_REPLACE => SetMode::Replace,
             _ => return reply.error(fuser::Errno::EINVAL),
         };
-        self.reply_empty("setxattr", reply, |vfs| {
+        self.reply_empty(Operation::Setxattr, reply, |vfs| {
             vfs.setxattr(&caller(request), inode(ino), name.as_bytes(), value, mode)
         });
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.reply_xattr(reply, size, "getxattr", |vfs| vfs.getxattr(inode(ino), name.as_bytes()));
+        self.reply_xattr(reply, size, Operation::Getxattr, |vfs| vfs.getxattr(inode(ino), name.as_bytes()));
     }
 
     fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.reply_xattr(reply, size, "listxattr", |vfs| vfs.listxattr(inode(ino)));
+        self.reply_xattr(reply, size, Operation::Listxattr, |vfs| vfs.listxattr(inode(ino)));
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.reply_empty("removexattr", reply, |vfs| vfs.removexattr(inode(ino), name.as_bytes()));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_in_a_handler_is_an_input_output_error_and_counted() {
-        let panics = AtomicU64::new(0);
-        let result: Result<()> = catch(&panics, "test", || panic!("on purpose"));
-        assert_eq!(result, Err(Errno::IO));
-        assert_eq!(catch(&panics, "test", || Ok(3)), Ok(3));
-        assert_eq!(panics.load(Ordering::Relaxed), 1);
+        self.reply_empty(Operation::Removexattr, reply, |vfs| vfs.removexattr(inode(ino), name.as_bytes()));
     }
 }

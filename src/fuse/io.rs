@@ -14,6 +14,7 @@ use futures::FutureExt;
 use super::adapter::{Adapter, failpoint, panicked};
 use super::attr::{GENERATION, TTL, file_attr};
 use super::errno::reply as errno;
+use super::operation::Operation;
 use crate::id::InodeId;
 use crate::read::Outcome;
 use crate::vfs::io::{Creating, Written};
@@ -111,13 +112,15 @@ impl Creating for Opening<ReplyCreate> {
 impl Adapter {
     /// Reads and answers, now if the bytes are local.
     pub(super) fn reply_read(&self, ino: InodeId, offset: u64, size: u32, reply: ReplyData) {
-        BUFFER.with_borrow_mut(|buffer| match self.asked("read", || self.vfs.read(ino, offset, size, buffer)) {
-            Ok(Outcome::Ready) => reply.data(buffer),
-            Ok(Outcome::Pending(fetch)) => self.later("read", fetch, move |fetched| match fetched {
-                Ok(bytes) => reply.data(&bytes),
+        BUFFER.with_borrow_mut(|buffer| {
+            match self.asked(Operation::Read, || self.vfs.read(ino, offset, size, buffer)) {
+                Ok(Outcome::Ready) => reply.data(buffer),
+                Ok(Outcome::Pending(fetch)) => self.later(Operation::Read, fetch, move |fetched| match fetched {
+                    Ok(bytes) => reply.data(&bytes),
+                    Err(error) => reply.error(errno(error)),
+                }),
                 Err(error) => reply.error(errno(error)),
-            }),
-            Err(error) => reply.error(errno(error)),
+            }
         });
     }
 
@@ -133,7 +136,7 @@ impl Adapter {
         reply: ReplyWrite,
     ) {
         let length = data.len() as u32;
-        let written = self.asked("write", || {
+        let written = self.asked(Operation::Write, || {
             if let Some(caller) = &kill_set_ids {
                 self.vfs.clear_set_ids(caller, ino)?;
             }
@@ -143,7 +146,7 @@ impl Adapter {
             Ok(Written::Done) => reply.written(length),
             Ok(Written::Later) => {
                 let write = self.vfs.clone().write_later(ino, handle, offset, data.to_vec());
-                self.later("write", write, move |written| match written {
+                self.later(Operation::Write, write, move |written| match written {
                     Ok(()) => reply.written(length),
                     Err(error) => reply.error(errno(error)),
                 });
@@ -155,14 +158,14 @@ impl Adapter {
     /// Answers when `work` is done, from a task.
     pub(super) fn later<T: Send + 'static>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         work: impl Future<Output = Result<T>> + Send + 'static,
         answer: impl FnOnce(Result<T>) + Send + 'static,
     ) {
         let panics = Arc::clone(&self.panics);
         self.runtime.spawn(async move {
             let work = async move {
-                failpoint(operation);
+                failpoint(operation.name());
                 work.await
             };
             let result = AssertUnwindSafe(work).catch_unwind().await;

@@ -1,6 +1,7 @@
 //! The kernel's side: a FUSE connection, its requests and replies.
 //!
-//! Owns: mounting and unmounting, the session, translation of requests, replies and errnos, catching panics.
+//! Owns: mounting and unmounting, the session, translation of requests, replies and errnos, counting requests, catching
+//! panics.
 //! Does not own: what an operation does (`vfs`): nothing is decided here.
 //!
 //! - Every handler runs under `catch_unwind`: the FUSE crate would otherwise end the session, and the mount with it.
@@ -14,9 +15,11 @@ mod attr;
 pub mod device;
 mod errno;
 mod io;
+pub mod operation;
 #[cfg(test)]
 mod panic_tests;
 pub mod session;
 
 pub use device::{MountOptions, Unmount, unmount};
+pub use operation::Requests;
 pub use session::{Notifier, Options, Session};

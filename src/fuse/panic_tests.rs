@@ -1,4 +1,5 @@
 //! A handler that panics, on a mount of this process: the call fails, the mount lives. What other users' writes take away.
+//! Requests that are served at the same time.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -8,8 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
+use super::adapter::catch;
+use super::operation::Operation;
 use super::{MountOptions, Options, Session, Unmount};
 use crate::clock;
 use crate::vfs::tests::Rig;
@@ -20,8 +23,23 @@ static PANICS: Mutex<Option<&'static str>> = Mutex::new(None);
 /// Held by a test that has a mount: a panic on purpose is in all of this process.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Panics in the operation that a test named.
+/// How many lookups are being served, while a test wants to know.
+static LOOKUPS: Mutex<Option<u32>> = Mutex::new(None);
+static MET: Condvar = Condvar::new();
+
+/// Longer than anything takes: who waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Panics in the operation that a test named; keeps lookups until there are two of them, if a test wants that.
 pub(super) fn failpoint(operation: &'static str) {
+    if operation == "lookup" {
+        let mut lookups = LOOKUPS.lock();
+        if let Some(serving) = &mut *lookups {
+            *serving += 1;
+            MET.notify_all();
+            MET.wait_while_for(&mut lookups, |lookups| lookups.is_some_and(|serving| serving < 2), PATIENCE);
+        }
+    }
     let panics = *PANICS.lock() == Some(operation);
     assert!(!panics, "a panic on purpose in {operation}");
 }
@@ -32,11 +50,23 @@ struct Mounted<'a>(&'a Path, Option<Session>);
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         *PANICS.lock() = None;
+        *LOOKUPS.lock() = None;
+        MET.notify_all();
         let _ = super::unmount(self.0, Unmount::Lazy);
         if let Some(session) = self.1.take() {
             let _ = session.wait();
         }
     }
+}
+
+#[test]
+fn a_panic_in_a_handler_is_an_input_output_error_and_counted() {
+    let _alone = ALONE.lock();
+    let panics = AtomicU64::new(0);
+    let result: crate::vfs::Result<()> = catch(&panics, Operation::Lookup, || panic!("on purpose"));
+    assert_eq!(result, Err(rustix::io::Errno::IO));
+    assert_eq!(catch(&panics, Operation::Lookup, || Ok(3)), Ok(3));
+    assert_eq!(panics.load(Ordering::Relaxed), 1);
 }
 
 #[test]
@@ -51,7 +81,13 @@ fn a_panic_in_any_handler_fails_that_call_only() {
     let (rig, panics) = (Rig::new(), Arc::new(AtomicU64::new(0)));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mount = MountOptions { source: "panics".into(), ..MountOptions::default() };
-    let options = Options { mount, runtime: runtime.handle().clone(), panics: panics.clone(), passthrough: false };
+    let options = Options {
+        mount,
+        runtime: runtime.handle().clone(),
+        panics: panics.clone(),
+        requests: Arc::default(),
+        passthrough: false,
+    };
     let session = Session::start(rig.vfs.clone(), &mnt, &options).unwrap();
     let _mounted = Mounted(&mnt, Some(session));
     let at = |name: &str| mnt.join(name);
@@ -63,6 +99,9 @@ fn a_panic_in_any_handler_fails_that_call_only() {
     std::os::unix::fs::symlink("file", at("pointer")).unwrap();
     // Its pages are not the kernel's: made by a size alone.
     File::create(at("unread")).unwrap().set_len(100).unwrap();
+    // More than the first reply takes, which tells their attributes, too: the next does not, as nobody asked for one.
+    std::fs::create_dir(at("many")).unwrap();
+    (0..200).for_each(|number| drop(File::create(at(&format!("many/{number:0100}"))).unwrap()));
     let (force, everything) = (rustix::fs::AtFlags::STATX_FORCE_SYNC, rustix::fs::StatxFlags::BASIC_STATS);
 
     type Call<'a> = Box<dyn Fn() -> std::io::Result<()> + 'a>;
@@ -103,6 +142,7 @@ fn a_panic_in_any_handler_fails_that_call_only() {
         ("readlink", Box::new(|| std::fs::read_link(at("pointer")).map(drop))),
         ("read", Box::new(|| File::open(at("unread"))?.read_exact(&mut [0; 4]))),
         ("readdirplus", Box::new(|| std::fs::read_dir(at("directory"))?.try_for_each(|entry| entry.map(drop)))),
+        ("readdir", Box::new(|| std::fs::read_dir(at("many"))?.try_for_each(|entry| entry.map(drop)))),
         ("fsyncdir", Box::new(|| File::open(at("directory"))?.sync_all())),
         (
             "copy_file_range",
@@ -121,6 +161,20 @@ fn a_panic_in_any_handler_fails_that_call_only() {
         let mut content = String::new();
         File::open(at("file")).unwrap().read_to_string(&mut content).unwrap();
         assert!(content.starts_with("cont"), "after a panic in {operation}: {content}");
+    }
+    // These nobody waits for: nothing fails but the handler.
+    for operation in ["release", "forget"] {
+        let before = panics.load(Ordering::Relaxed);
+        *PANICS.lock() = Some(operation);
+        std::fs::write(at(operation), "x").unwrap();
+        std::fs::remove_file(at(operation)).unwrap();
+        let deadline = clock::instant() + PATIENCE;
+        while panics.load(Ordering::Relaxed) == before {
+            assert!(clock::instant() < deadline, "{operation} never comes");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        *PANICS.lock() = None;
+        assert_eq!(std::fs::read_link(at("pointer")).unwrap(), Path::new("file"), "after a panic in {operation}");
     }
     // Everything that failed works now.
     File::create(at("created")).unwrap().write_all(b"x").unwrap();
@@ -141,7 +195,13 @@ fn a_name_that_stays_after_a_panic_in_its_create_is_found() {
     let rig = Rig::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mount = MountOptions { source: "half".into(), ..MountOptions::default() };
-    let options = Options { mount, runtime: runtime.handle().clone(), panics: Arc::default(), passthrough: false };
+    let options = Options {
+        mount,
+        runtime: runtime.handle().clone(),
+        panics: Arc::default(),
+        requests: Arc::default(),
+        passthrough: false,
+    };
     let session = Session::start(rig.vfs.clone(), &mnt, &options).unwrap();
     let notifier = session.notifier();
     let _mounted = Mounted(&mnt, Some(session));
@@ -155,6 +215,36 @@ fn a_name_that_stays_after_a_panic_in_its_create_is_found() {
     rig.vfs.files().stale().try_iter().for_each(|stale| notifier.invalidate(&stale).unwrap());
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
     assert_eq!(std::fs::read_dir(&mnt).unwrap().count(), 1);
+}
+
+/// Without parallel directory operations the kernel sends the second lookup when the first is answered, which waits for it.
+#[test]
+fn two_names_of_one_directory_are_looked_up_at_the_same_time() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        eprintln!("SKIPPED: a real mount needs root and /dev/fuse");
+        return;
+    }
+    let _alone = ALONE.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let mnt = dir.path().canonicalize().unwrap();
+    let rig = Rig::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mount = MountOptions { source: "parallel".into(), ..MountOptions::default() };
+    let (panics, requests) = (Arc::default(), Arc::default());
+    let options = Options { mount, runtime: runtime.handle().clone(), panics, requests, passthrough: false };
+    let session = Session::start(rig.vfs.clone(), &mnt, &options).unwrap();
+    let _mounted = Mounted(&mnt, Some(session));
+    *LOOKUPS.lock() = Some(0);
+    let began = clock::instant();
+    std::thread::scope(|scope| {
+        for name in ["one", "two"] {
+            let path = mnt.join(name);
+            scope.spawn(move || std::fs::symlink_metadata(path).unwrap_err());
+        }
+    });
+    let waited = clock::instant().since(began);
+    assert_eq!(LOOKUPS.lock().take(), Some(2));
+    assert!(waited < PATIENCE, "the second lookup came when the first had given up waiting for it");
 }
 
 /// Another user writes to a file with set-id bits, each write of which is synced; returns the mode that is left.
@@ -189,7 +279,13 @@ fn p6_set_id_bits_go_when_another_user_writes_beside_passthrough_readers() {
     let rig = Rig::new();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mount = MountOptions { source: "set-id".into(), ..MountOptions::default() };
-    let options = Options { mount, runtime: runtime.handle().clone(), panics: Arc::default(), passthrough: true };
+    let options = Options {
+        mount,
+        runtime: runtime.handle().clone(),
+        panics: Arc::default(),
+        requests: Arc::default(),
+        passthrough: true,
+    };
     let session = Session::start(rig.vfs.clone(), &mnt, &options).unwrap();
     let notifier = session.notifier();
     let _mounted = Mounted(&mnt, Some(session));

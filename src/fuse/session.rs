@@ -16,6 +16,7 @@ use fuser::{Config, SessionACL};
 
 use super::adapter::Adapter;
 use super::device::{self, MountOptions};
+use super::operation::Requests;
 use crate::vfs::Vfs;
 use crate::write::Stale;
 
@@ -30,6 +31,8 @@ pub struct Options {
     pub runtime: tokio::runtime::Handle,
     /// Counts handlers that panic; each is answered with an input/output error.
     pub panics: Arc<AtomicU64>,
+    /// Counts requests.
+    pub requests: Arc<Requests>,
     /// Let the kernel read and write local files by itself where it can (P1).
     pub passthrough: bool,
 }

@@ -56,6 +56,7 @@ pub fn status(parts: &dyn Parts, mountpoint: &Path, state_dir: &Path) -> Result<
         attention: parts.attention(),
         cache: parts.cache()?,
         garbage: parts.garbage()?,
+        requests: parts.requests(),
         journal_seq: head.0,
     })
 }

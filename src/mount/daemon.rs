@@ -165,6 +165,7 @@ impl Daemon {
             runtime.spawn(scrubs.clone().prove_claims());
         }
         let panics = Arc::new(AtomicU64::new(0));
+        let requests = Arc::<fuse::Requests>::default();
         let policy = compacting::policy(&config.compaction, chunk_size);
         let compactor = Compactor::new(meta.clone(), storage.rewriter(&meta), policy);
         let live = Arc::new(Live {
@@ -177,6 +178,7 @@ impl Daemon {
             resyncs: Resyncs::default(),
             verified: Verified::default(),
             compaction: compactor.seen(),
+            requests: requests.clone(),
             chunk_size,
         });
         let targets = std::mem::take(&mut opened.targets);
@@ -224,6 +226,7 @@ impl Daemon {
             mount,
             runtime: runtime.handle().clone(),
             panics,
+            requests,
             passthrough: config.passthrough && options.fuse.passthrough && storage::can_be_backed(files),
         };
         // Before there is a mount that somebody may want to end: a signal without a handler would leave it behind, dead.

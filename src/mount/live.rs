@@ -1,5 +1,6 @@
 //! The running parts of a mount, as the answers to `control` and the virtual xattr see them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -15,6 +16,7 @@ use crate::chunk::space::Space;
 use crate::compaction;
 use crate::control::Error;
 use crate::control::status::{Attention, AttentionKind, Cache, Garbage, Health};
+use crate::fuse::Requests;
 use crate::id::{InodeId, Seq, TargetBit};
 use crate::meta::Meta;
 use crate::meta::resync::Lacking;
@@ -33,6 +35,7 @@ pub struct Live {
     pub resyncs: Resyncs,
     pub verified: Verified,
     pub compaction: Arc<Mutex<compaction::Seen>>,
+    pub requests: Arc<Requests>,
     /// Bytes of a full chunk.
     pub chunk_size: u64,
 }
@@ -56,6 +59,10 @@ impl Parts for Live {
 
     fn no_passthrough(&self) -> Option<String> {
         self.files.passthrough().why_not()
+    }
+
+    fn requests(&self) -> BTreeMap<String, u64> {
+        self.requests.by_name()
     }
 
     fn lacking(&self, bit: TargetBit) -> Option<(Lacking, Option<u64>)> {

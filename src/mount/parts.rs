@@ -1,5 +1,6 @@
 //! What the answers to `control` need of the running daemon, so that they can be tested without one.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::control::Error;
@@ -57,6 +58,11 @@ pub trait Parts: Send + Sync {
     /// What compaction has to do.
     fn garbage(&self) -> Result<Garbage, Error> {
         Ok(Garbage::default())
+    }
+
+    /// Requests of the kernel since the mount, by operation.
+    fn requests(&self) -> BTreeMap<String, u64> {
+        BTreeMap::new()
     }
 
     /// Why the kernel does no I/O on local files by itself, if it does none.

@@ -22,6 +22,7 @@ mod lent;
 mod outage;
 mod passthrough;
 mod programs;
+mod requests;
 mod scrub;
 mod sparse;
 mod targets;

@@ -367,6 +367,7 @@ impl World {
             resyncs: Resyncs::default(),
             verified: Verified::default(),
             compaction: Arc::default(),
+            requests: Arc::default(),
             chunk_size: CHUNK,
         });
         let policies = Policies::load(self.tuning.acknowledge, &meta).unwrap();
