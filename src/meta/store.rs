@@ -339,6 +339,12 @@ impl Meta {
         Ok(value)
     }
 
+    /// Commits so far.
+    #[cfg(test)]
+    pub fn commits(&self) -> u64 {
+        self.wal.commits.load(Ordering::Acquire)
+    }
+
     /// Says who makes room when a transaction finds none on the disk (D2): the next one may find some. The first word
     /// stands.
     pub fn when_full(&self, make_room: WhenFull) {

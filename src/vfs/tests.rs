@@ -18,6 +18,7 @@ use crate::chunk::space::{Limits, Space};
 use crate::clock::{self, Timestamp};
 use crate::format::record::Change;
 use crate::id::{Epoch, FilesystemId, InodeId, Seq};
+use crate::meta::xattr::SetMode;
 use crate::meta::{self, Created, Meta, journal};
 use crate::read::{Fetcher, Outcome, Reader};
 use crate::write::opening::NoKernel;
@@ -490,6 +491,84 @@ fn set_gid_without_the_groups_execute_bit_stays_for_members_of_the_group_only() 
     assert_eq!(written_by(&USER), 0o644);
     assert_eq!(written_by(&Caller { gid: 0, ..USER }), 0o2644);
     rig.close(ino);
+}
+
+#[test]
+fn each_operation_is_one_commit() {
+    let rig = Rig::new();
+    let vfs = &rig.vfs;
+    // With what comes after it: a file's bytes are committed when they are sealed.
+    let commits = |operation: &str, expected: u64, call: &mut dyn FnMut()| {
+        rig.settle();
+        let before = vfs.meta().commits();
+        call();
+        rig.settle();
+        assert_eq!(vfs.meta().commits() - before, expected, "{operation}");
+    };
+    let open = |caller: &Caller, ino, flags| {
+        let mut kernel = NoKernel::default();
+        vfs.open(caller, ino, flags, &mut kernel).unwrap();
+        kernel.opened.unwrap().handle.number()
+    };
+    let set = |caller: &Caller, ino, set: SetAttributes| {
+        vfs.setattr(caller, ino, &set).unwrap();
+    };
+    let (root, nothing) = (InodeId::ROOT, SetAttributes::default());
+    let mode = |mode| SetAttributes { mode: Some(mode), ..nothing };
+    let size = |size| SetAttributes { size: Some(size), ..nothing };
+    let (mut file, mut other) = (root, root);
+
+    commits("create", 1, &mut || file = rig.create("file").unwrap());
+    commits("close of what was never written", 0, &mut || rig.close(file));
+    commits("mkdir", 1, &mut || {
+        vfs.make_node(&ROOT, root, b"dir", libc::S_IFDIR | 0o755, 0, 0).unwrap();
+    });
+    commits("mknod", 1, &mut || {
+        vfs.make_node(&ROOT, root, b"fifo", libc::S_IFIFO | 0o644, 0, 0).unwrap();
+    });
+    commits("symlink", 1, &mut || {
+        vfs.make_symlink(&ROOT, root, b"pointer", b"file").unwrap();
+    });
+    commits("link", 1, &mut || {
+        vfs.link(file, root, b"second").unwrap();
+    });
+    commits("rename", 1, &mut || rig.rename("second", "third", RenameMode::Replace).unwrap());
+    commits("exchange", 1, &mut || rig.rename("third", "fifo", RenameMode::Exchange).unwrap());
+    commits("rename over another", 1, &mut || rig.rename("pointer", "third", RenameMode::Replace).unwrap());
+    commits("chmod", 1, &mut || set(&ROOT, file, mode(0o6777)));
+    commits("chown", 1, &mut || set(&ROOT, file, SetAttributes { uid: Some(1000), gid: Some(1000), ..nothing }));
+    let times = SetAttributes { atime: Some(SetTime::Now), mtime: Some(SetTime::Now), ..nothing };
+    commits("utimens", 1, &mut || set(&ROOT, file, times));
+    commits("setxattr", 1, &mut || vfs.setxattr(&ROOT, file, b"user.x", b"v", SetMode::Any).unwrap());
+    commits("removexattr", 1, &mut || vfs.removexattr(file, b"user.x").unwrap());
+    commits("rmdir", 1, &mut || vfs.rmdir(root, b"dir").unwrap());
+    commits("unlink", 1, &mut || vfs.unlink(root, b"third").unwrap());
+
+    // Content takes its place (O1), then its bytes: for both it is one.
+    commits("create, write and close", 3, &mut || {
+        other = rig.create("other").unwrap();
+        rig.write(other, 0, b"content");
+        rig.close(other);
+    });
+    commits("truncate of a closed file", 2, &mut || set(&ROOT, other, size(3)));
+    commits("the same by a user", 2, &mut || set(&USER, other, size(2)));
+    set(&ROOT, other, mode(0o6777));
+    commits("the same, and set-id bits go: a change of the mode has a record", 3, &mut || set(&USER, other, size(1)));
+    commits("open that truncates, and close", 2, &mut || {
+        let handle = open(&USER, other, libc::O_WRONLY | libc::O_TRUNC);
+        vfs.flush(other).unwrap();
+        vfs.release(other, handle).unwrap();
+    });
+    let handle = open(&ROOT, other, libc::O_RDWR);
+    commits("truncate of an open file", 0, &mut || set(&USER, other, size(9)));
+    commits("fallocate", 0, &mut || vfs.fallocate(other, 0..99, 0).unwrap());
+    commits("rename of a dirty file", 1, &mut || rig.rename("other", "renamed", RenameMode::Replace).unwrap());
+    rig.write(other, 0, b"more");
+    commits("link of a dirty file", 1, &mut || {
+        vfs.link(other, root, b"linked").unwrap();
+    });
+    vfs.flush(other).unwrap();
+    vfs.release(other, handle).unwrap();
 }
 
 #[test]
