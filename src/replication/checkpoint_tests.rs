@@ -2,15 +2,22 @@
 
 use bytes::Bytes;
 
+use super::job::take_back;
+use super::trim::plan_trim;
 use super::*;
-use crate::format::checkpoint::{COMPLETE_BYTES_MAX, decode_slots};
-use crate::format::record::Content;
-use crate::id::{Epoch, Generation, WriterId};
+use crate::clock::Timestamp;
+use crate::format::checkpoint::{COMPLETE_BYTES_MAX, Complete, decode_slots};
+use crate::format::key::{self, CheckpointFile, Key};
+use crate::format::record::{Change, Content, Record, VoidReason};
+use crate::id::{Epoch, ExportId, Generation, InodeId, WriterId};
+use crate::meta::checkpoint::CheckpointRow;
+use crate::meta::export::Before;
 use crate::meta::import::{Expected, import};
+use crate::replication::contact::{self, Own, put_once};
 use crate::replication::gate::{GateKeeper, gate};
 use crate::replication::shipper::{Shipper, empty_segment};
 use crate::replication::test_world::{World, bit, shipped, soon, until};
-use crate::target::Class;
+use crate::target::{Class, Existing, Kind};
 use crate::testing::faulty::{Fault, FaultyTarget};
 
 fn thresholds() -> Thresholds {
@@ -463,7 +470,7 @@ async fn a_file_with_a_chunk(world: &World, name: &str, session: u64) -> String 
     world.slot(ino, session, false);
     let hash = world.fill(session);
     let target: DynTarget = Arc::new(world.memory.clone());
-    target.put(&key::chunk(hash), MADE_UP.into(), target::Existing::Replace).await.unwrap();
+    target.put(&key::chunk(hash), MADE_UP.into(), Existing::Replace).await.unwrap();
     world.place(hash);
     key::chunk(hash)
 }
@@ -511,7 +518,7 @@ async fn t7_a_target_that_lost_objects_is_listed_and_resynced_by_itself() {
 async fn a_file_with_a_chunk_again(world: &World, session: u64) -> String {
     let hash = crate::id::ChunkHash::of(&session.to_le_bytes());
     let target: DynTarget = Arc::new(world.memory.clone());
-    target.put(&key::chunk(hash), MADE_UP.into(), target::Existing::Replace).await.unwrap();
+    target.put(&key::chunk(hash), MADE_UP.into(), Existing::Replace).await.unwrap();
     world.place(hash);
     key::chunk(hash)
 }
