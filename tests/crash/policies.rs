@@ -113,8 +113,7 @@ fn d3_every_policy_but_cached_survives_a_power_cut() {
     // One after the other: the sync of one would help those before it. "2" and "quorum" differ from "one" in nothing local.
     for (call, policy, dir) in directories().filter(|(_, policy, _)| !["2", "quorum"].contains(policy)) {
         let open = acknowledge(&rig.mnt().join(&dir).join("file"), call);
-        power_cut(&rig, &disk, daemon);
-        drop(open);
+        power_cut(&rig, &disk, daemon, || drop(open));
         daemon = rig.mount();
         let kept = kept(&rig.mnt());
         assert!(kept[&dir] || policy == "cached", "{dir} was acknowledged, and is gone");

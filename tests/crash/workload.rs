@@ -92,15 +92,21 @@ fn run(order: &Order) {
     std::thread::sleep(Duration::from_secs(600));
 }
 
+/// True if a file that is made or emptied through this handle is opened as `cp` does: the kernel writes it by itself then (P1).
+fn copies(handle: u32) -> bool {
+    handle.is_multiple_of(2)
+}
+
 fn perform(root: &Path, op: &Op, open: &mut BTreeMap<u32, File>) -> std::io::Result<()> {
     let at = |path: &String| root.join(path);
     match op {
         Op::Create { path, handle } => {
-            let file = OpenOptions::new().read(true).write(true).create_new(true).open(at(path))?;
+            let file = OpenOptions::new().read(!copies(*handle)).write(true).create_new(true).open(at(path))?;
             open.insert(*handle, file);
         }
         Op::Open { path, handle, truncate } => {
-            let file = OpenOptions::new().read(true).write(true).truncate(*truncate).open(at(path))?;
+            let reads = !(*truncate && copies(*handle));
+            let file = OpenOptions::new().read(reads).write(true).truncate(*truncate).open(at(path))?;
             open.insert(*handle, file);
         }
         Op::Write { handle, offset, length, seed } => {
