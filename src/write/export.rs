@@ -13,7 +13,9 @@
 //! under a writer: what was written before it began is in it, of what comes meanwhile some is, as after a power cut on a
 //! local disk; so its slot is renewed after it, and the records in between are one unit with it (O6).
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::files::{Files, local_error};
@@ -29,7 +31,7 @@ use crate::meta::Result;
 use crate::meta::slot::SlotRequest;
 
 /// A file up to this size is copied whenever it is due, where blocks cannot be shared; a larger one seldom.
-const COPIED_MAX: u64 = 1 << 30;
+pub(super) const COPIED_MAX: u64 = 1 << 30;
 /// A larger one is copied when it has been open for this long …
 const LARGE_AFTER: Duration = Duration::from_secs(60);
 /// … and so long after the last large copy.
@@ -68,22 +70,27 @@ impl Files {
         if !due || !(staged.has_slot || staged.is_dirty_by_now()) {
             return false;
         }
-        let large = watch.seen.size > COPIED_MAX && !self.shares_blocks();
+        let large = !self.is_copied_cheaply(watch.seen.size);
         !large || (age >= LARGE_AFTER && self.large_copy.lock().is_none_or(|last| now.since(last) >= LARGE_EVERY))
     }
 
     /// Gives the content of those passthrough files that are wanted their place in history, and its bytes to the sealers
-    /// where a copy is cheap. One that cannot be copied keeps no other from it. The error is that of `own`, or without one
-    /// the first.
+    /// where a copy is cheap, or for `own`, which somebody waits for. One that cannot be copied keeps no other from it. The
+    /// error is that of `own`, or without one the first.
     pub(super) fn export_where(&self, own: Option<InodeId>, wanted: impl Fn(InodeId, &Staged) -> bool) -> Result<()> {
         let mut round = Round::of(own);
         for file in self.all() {
-            round.note(file.ino, self.export_if(&file, &wanted));
+            round.note(file.ino, self.export_if(&file, own == Some(file.ino), &wanted));
         }
         round.end()
     }
 
-    fn export_if(&self, file: &Arc<LiveFile>, wanted: impl Fn(InodeId, &Staged) -> bool) -> Result<()> {
+    fn export_if(
+        &self,
+        file: &Arc<LiveFile>,
+        waited_for: bool,
+        wanted: impl Fn(InodeId, &Staged) -> bool,
+    ) -> Result<()> {
         let size = {
             let mut state = file.state.write();
             self.observe(file.ino, &mut state)?;
@@ -96,7 +103,15 @@ impl Files {
             }
             state.attributes.map_or(0, |attributes| attributes.size)
         };
-        if size <= COPIED_MAX || self.shares_blocks() { self.export(file) } else { Ok(()) }
+        // What is waited for, and may stay open for ever, would else never come. Few files get here: where somebody waits, no
+        // file of that size is given to the kernel to read or write by itself; one that has it already may be thawed, or its
+        // policy changed.
+        if waited_for || self.is_copied_cheaply(size) { self.export(file) } else { Ok(()) }
+    }
+
+    /// True if a file of this size can be copied whenever that is asked for (P4).
+    pub(super) fn is_copied_cheaply(&self, size: u64) -> bool {
+        size <= self.copied_max.load(Ordering::Relaxed) || self.shares_blocks()
     }
 
     /// Copies the file as it is now, and hands its slot over to the copy. A file that is closed meanwhile needs none.
@@ -199,11 +214,12 @@ impl Files {
         let target = self.chunk_files().create(path)?;
         if !copy::share(source, &target)? {
             self.cannot_share_blocks();
-            let bytes = source.metadata()?.len();
-            if self.space.admit(bytes) != Admission::Go {
+            let metadata = source.metadata()?;
+            // Holes are not copied.
+            if self.space.admit(metadata.blocks() * 512) != Admission::Go {
                 return Ok(None);
             }
-            if bytes > COPIED_MAX {
+            if !self.is_copied_cheaply(metadata.len()) {
                 *self.large_copy.lock() = Some(clock::instant());
             }
             let is_wanted = || file.state.read().staged.as_ref().is_some_and(|staged: &Staged| staged.id == session);

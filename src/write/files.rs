@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use super::births::Births;
+use super::export::COPIED_MAX;
 use super::lend::Images;
 use super::live::{Attributes, LiveFile, State};
 use super::opening::{Handle, Passthrough};
@@ -75,6 +76,8 @@ pub struct Files {
     sharing: AtomicBool,
     /// Which files are whole images.
     pub(super) images: Images,
+    /// Bytes up to which an open file is copied whenever it is asked for (P4).
+    pub(super) copied_max: AtomicU64,
     /// When a large file was copied last (P4).
     pub(super) large_copy: Mutex<Option<Instant>>,
     stale: (Sender<Stale>, Receiver<Stale>),
@@ -128,6 +131,7 @@ impl Files {
             passthrough: Passthrough::default(),
             sharing: AtomicBool::new(true),
             images: Images::default(),
+            copied_max: AtomicU64::new(COPIED_MAX),
             large_copy: Mutex::new(None),
             stale: crossbeam_channel::unbounded(),
         };

@@ -72,6 +72,13 @@ pub(super) struct Whole {
     placed: bool,
 }
 
+impl Whole {
+    /// Bytes of the file.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+}
+
 /// What is known of images, by inode and generation.
 #[derive(Debug)]
 pub(super) struct Images(Mutex<LruCache<InodeId, (Generation, Option<Whole>)>>);
@@ -366,7 +373,10 @@ impl Files {
 mod tests {
     use super::*;
     use crate::meta::testing;
-    use crate::write::opening::Opened;
+    use std::sync::atomic::Ordering;
+
+    use crate::write::iomode::{Io, Wish};
+    use crate::write::opening::{Handle, Opened};
     use crate::write::pipeline_tests::Mount;
 
     /// Takes every file, as the kernel does.
@@ -391,6 +401,58 @@ mod tests {
         mount.close(ino);
         mount.settle();
         (dir, mount, ino)
+    }
+
+    /// Opens as Vfs does where `fsync` waits for targets, or not.
+    fn open(mount: &Mount, ino: InodeId, writes: bool, unseen: bool) -> Handle {
+        #[derive(Default)]
+        struct Answer(Option<Handle>);
+        impl Kernel for Answer {
+            fn register(&self, _: &File) -> io::Result<Backing> {
+                Ok(Arc::new(()))
+            }
+            fn opened(&mut self, opened: &Opened, _: Option<&Backing>) {
+                self.0 = Some(opened.handle);
+            }
+        }
+        let mut answer = Answer::default();
+        let wish = Wish { reads: true, writes, unseen, ..Wish::default() };
+        mount.files.open(ino, InodeId::ROOT, &wish, None, &mut answer).unwrap();
+        answer.0.expect("it was answered")
+    }
+
+    #[test]
+    fn p4_who_waits_for_targets_waits_for_no_reader_however_large_the_file() {
+        let (_dir, mount, ino) = sealed();
+        let files = &mount.files;
+        files.passthrough().probe(files.chunk_files(), |_| Ok(()));
+        files.cannot_share_blocks();
+        files.copied_max.store(IMAGE_MIN - 1, Ordering::Relaxed);
+        let reader = open(&mount, ino, false, true);
+        assert_eq!(reader.io, Io::Passthrough, "lent, while nobody waits for targets");
+        let writer = open(&mount, ino, true, false);
+        assert_eq!(writer.io, Io::Direct, "joined, when the policy is another");
+        files.write(ino, 5, b"news").unwrap();
+        let slots = || {
+            let count = "SELECT count(*) FROM slot";
+            mount.meta.read(|conn| Ok(conn.query_row(count, [], |row| row.get::<_, u32>(0))?)).unwrap()
+        };
+        files.flush(ino).unwrap();
+        assert_eq!(slots(), 1, "by itself it waits for its close");
+        files.cut_for(ino).unwrap().expect("it has a name");
+        mount.settle();
+        assert_eq!(slots(), 0, "a copy is committed while the reader has it");
+        assert_eq!(mount.read(ino, 5, 4), b"news");
+        for handle in [writer, reader] {
+            files.flush(ino).unwrap();
+            files.release(ino, handle).unwrap();
+        }
+        mount.settle();
+        let reader = open(&mount, ino, false, false);
+        assert_eq!(reader.io, Io::Plain, "not lent where somebody may wait");
+        files.release(ino, reader).unwrap();
+        files.copied_max.store(IMAGE_MIN, Ordering::Relaxed);
+        assert_eq!(open(&mount, ino, false, false).io, Io::Passthrough, "one that is copied at once is");
     }
 
     /// All files in `chunks/`.

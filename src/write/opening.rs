@@ -205,6 +205,8 @@ impl Files {
             (None, None) if may_lend => self.image_of(ino, state)?,
             _ => None,
         };
+        // A writer who joins its readers may wait for targets: for a copy, that is (P4).
+        let image = image.filter(|(_, whole)| wish.unseen || self.is_copied_cheaply(whole.size()));
         let content = match &state.staged {
             Some(staged) if staged.backing.is_some() => Content::Backing,
             Some(_) => Content::Staged,

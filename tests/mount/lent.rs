@@ -778,3 +778,54 @@ fn p3_where_blocks_are_shared_a_thaw_keeps_the_sealed_bytes_and_their_holes() {
     drop(xfs);
     assert_restored(&place, &[("f", &expected), ("by-reference", &by_reference)]);
 }
+
+/// Larger than what is copied whenever it is asked for. Most of it is a hole.
+const LARGE: u64 = (1 << 30) + (16 << 20);
+
+/// Its descriptor is one of those that see what others write, and keep their file from being sealed.
+#[test]
+fn p4_who_waits_for_targets_waits_for_no_reader_however_large_the_file() {
+    let place = Place::new(&["a"]);
+    let mounted = place.mount();
+    let path = mounted.path("large");
+    let file = create(&path);
+    file.write_all_at(&noise(1, MIB), 0).unwrap();
+    file.write_all_at(&noise(2, MIB), LARGE - MIB as u64).unwrap();
+    drop(file);
+    flush(&mounted);
+    wait_for("nobody has it", || held(&place.path("state")) == 0);
+    let reader = passthrough_reader(&place, &path);
+    // It was lent while nobody waited for targets; now who writes to it does.
+    let policy = "close=all,fsync=all";
+    rustix::fs::setxattr(place.mnt(), "user.tandemfs.policy", policy.as_bytes(), rustix::fs::XattrFlags::empty())
+        .unwrap();
+    let writer = edit(&path);
+    writer.write_all_at(b"joined", MIB as u64).unwrap();
+    writer.sync_all().unwrap();
+    let mut read = [0; 6];
+    reader.read_exact_at(&mut read, MIB as u64).unwrap();
+    assert_eq!(&read, b"joined");
+    writer.write_all_at(b"closed", MIB as u64).unwrap();
+    // SAFETY: the descriptor is taken out of its owner.
+    assert_eq!(unsafe { libc::close(std::os::fd::IntoRawFd::into_raw_fd(writer)) }, 0, "{}", mounted.log());
+    drop(reader);
+    flush(&mounted);
+    wait_for("nobody has it", || held(&place.path("state")) == 0);
+    // From now on it is read by requests, unless a copy costs nothing here.
+    let reader = File::open(&path).unwrap();
+    let writer = edit(&path);
+    writer.write_all_at(b"beside", MIB as u64).unwrap();
+    writer.sync_all().unwrap();
+    reader.read_exact_at(&mut read, MIB as u64).unwrap();
+    assert_eq!(&read, b"beside");
+    drop((reader, writer));
+    mounted.umount();
+    assert_eq!(place.restore("restored", &[place.uri("a")]).code, 0);
+    let restored = place.mount_read_only("restored");
+    let file = File::open(restored.path("large")).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), LARGE);
+    file.read_exact_at(&mut read, MIB as u64).unwrap();
+    assert_eq!(&read, b"beside");
+    drop(file);
+    restored.umount();
+}
