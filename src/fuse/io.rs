@@ -135,7 +135,6 @@ impl Adapter {
         kill_set_ids: Option<Caller>,
         reply: ReplyWrite,
     ) {
-        let length = data.len() as u32;
         let written = self.asked(Operation::Write, || {
             if let Some(caller) = &kill_set_ids {
                 self.vfs.clear_set_ids(caller, ino)?;
@@ -143,11 +142,11 @@ impl Adapter {
             self.vfs.write_now(ino, handle, offset, data)
         });
         match written {
-            Ok(Written::Done) => reply.written(length),
+            Ok(Written::Done(written)) => reply.written(written as u32),
             Ok(Written::Later) => {
                 let write = self.vfs.clone().write_later(ino, handle, offset, data.to_vec());
                 self.later(Operation::Write, write, move |written| match written {
-                    Ok(()) => reply.written(length),
+                    Ok(written) => reply.written(written as u32),
                     Err(error) => reply.error(errno(error)),
                 });
             }

@@ -30,8 +30,8 @@ const SPACE_LOOK: Duration = Duration::from_millis(200);
 /// What a write came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
-    /// The bytes are in the session.
-    Done,
+    /// So many bytes are in the session: all, but for what no file can have.
+    Done(usize),
     /// Not written, or not synced yet: the caller takes the data off the request and goes on with
     /// [`Vfs::write_later`], which may take a while.
     Later,
@@ -168,16 +168,20 @@ impl Vfs {
         match self.files().write(ino, offset, data).map_err(|error| errno("write", ino, &error)) {
             // The disk says it itself, or inodes or descriptors are short: eviction and sealing may help.
             Err(error) if is_full(error) => Ok(Written::Later),
-            result => result.map(|()| Written::Done),
+            result => result.map(Written::Done),
         }
     }
 
-    /// Writes `data` at `offset` when there is space for it, or `ENOSPC`; syncs it if the handle says so.
-    pub async fn write_later(self: Arc<Self>, ino: InodeId, handle: u64, offset: u64, data: Vec<u8>) -> Result<()> {
+    /// Writes `data` at `offset` when there is space for it, or `ENOSPC`; syncs it if the handle says so. Returns how much,
+    /// as [`Written::Done`].
+    pub async fn write_later(self: Arc<Self>, ino: InodeId, handle: u64, offset: u64, data: Vec<u8>) -> Result<usize> {
         let bytes = data.len() as u64;
         let write = move |vfs: &Vfs| vfs.files().write(ino, offset, &data).map_err(|error| errno("write", ino, &error));
-        self.clone().with_room(bytes, write).await?;
-        if Handle::from_number(handle).syncs { self.fsync_later(ino).await } else { Ok(()) }
+        let written = self.clone().with_room(bytes, write).await?;
+        if Handle::from_number(handle).syncs {
+            self.fsync_later(ino).await?;
+        }
+        Ok(written)
     }
 
     /// Makes a change that found no room on the local disk, `bytes` of it content, when there is room; an error when that

@@ -40,25 +40,29 @@ pub enum From {
 }
 
 impl Files {
-    /// Writes `data` at `offset` of an open file. The caller has been admitted (`chunk::space`).
-    pub fn write(&self, ino: InodeId, offset: u64, data: &[u8]) -> Result<()> {
-        let end = offset.saturating_add(data.len() as u64);
-        if end > SIZE_MAX {
+    /// Writes `data` at `offset` of an open file, so much of it as a file can have there; at least a byte. The caller has
+    /// been admitted (`chunk::space`).
+    pub fn write(&self, ino: InodeId, offset: u64, data: &[u8]) -> Result<usize> {
+        if data.is_empty() {
+            return Ok(0);
+        }
+        if offset >= SIZE_MAX {
             return Err(rustix::io::Errno::FBIG.into());
         }
-        if data.is_empty() {
-            return Ok(());
-        }
+        let data = &data[..data.len().min((SIZE_MAX - offset) as usize)];
         let _gate = self.gate.read();
         self.with_live(ino, InodeId::ROOT, |file, state| {
             let (staged, attributes) = self.staged(ino, state)?;
-            if let Err(error) = staged.write_at(offset, data) {
-                staged.take_back(attributes.size);
-                return Err(self.refused(format!("write to inode {ino}"), error));
-            }
-            let grown = staged.account(data.len() as u64);
+            let written = match staged.write_at(offset, data) {
+                Ok(written) => written,
+                Err(error) => {
+                    staged.take_back(attributes.size);
+                    return Err(self.refused(format!("write to inode {ino}"), error));
+                }
+            };
+            let grown = staged.account(written as u64);
             let now = clock::now();
-            attributes.size = attributes.size.max(end);
+            attributes.size = attributes.size.max(offset + written as u64);
             attributes.mtime = now;
             attributes.ctime = now;
             self.space.add(grown);
@@ -69,7 +73,7 @@ impl Files {
             {
                 self.begin_anew(file, state)?;
             }
-            Ok(())
+            Ok(written)
         })
     }
 
@@ -160,7 +164,8 @@ impl Files {
                         staged.set_size(range.end).map_err(failed)?;
                     }
                     let visible = if keep_size { size } else { size.max(range.end) };
-                    staged.zero(range.start.min(visible)..range.end.min(visible)).map_err(failed)?;
+                    let inside = range.start.min(visible)..range.end.min(visible);
+                    staged.zero(range.clone(), inside).map_err(failed)?;
                 }
             }
             let grows = match mode {

@@ -247,11 +247,22 @@ impl Staged {
         Ok(())
     }
 
-    /// Writes `data` at `offset`: data, then the range record (S6); the caller replies after.
-    pub fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.writer()?.write_all_at(data, offset)?;
+    /// Writes `data` at `offset`: data, then the range record (S6); the caller replies after. Returns how much of it: all,
+    /// but for what lies beyond the largest file that the disk takes, as write(2) has it.
+    pub fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<usize> {
+        let mut written = 0;
+        while written < data.len() {
+            match self.writer()?.write_at(&data[written..], offset + written as u64) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge && written > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
         failpoint::pass(Point::Ranges);
-        self.dirtied(offset..offset + data.len() as u64)
+        self.dirtied(offset..offset + written as u64)?;
+        Ok(written)
     }
 
     /// A write failed, perhaps after some of its bytes (the disk is full). What it left beyond `size`, which the file had
@@ -284,20 +295,21 @@ impl Staged {
         Ok(())
     }
 
-    /// Makes `range` zeros; `range` lies inside the file. An empty one changes no byte, and the times like any other.
-    pub fn zero(&mut self, range: Range<u64>) -> io::Result<()> {
-        if range.is_empty() {
-            self.dirtyings += 1;
-            return Ok(());
-        }
+    /// Makes `range` zeros, of which `inside` lies inside the file. If that is nothing, no byte changes, and the times do.
+    pub fn zero(&mut self, range: Range<u64>, inside: Range<u64>) -> io::Result<()> {
+        // All of it: the disk says what is beyond the largest file.
         fallocate(
             &*self.writer()?,
             FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
             range.start,
             range.end - range.start,
         )?;
+        if inside.is_empty() {
+            self.dirtyings += 1;
+            return Ok(());
+        }
         failpoint::pass(Point::Punch);
-        self.dirtied(range)
+        self.dirtied(inside)
     }
 
     /// Allocates space for `range` without changing a byte; the file grows to its end unless `keep_size`.

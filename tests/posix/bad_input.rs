@@ -171,6 +171,50 @@ fn sizes_and_offsets_out_of_range() {
     });
 }
 
+/// The largest file of ext4 with blocks of 4 KiB; of ours as well, where the state directory is on such a one (D3).
+///
+/// The kernel knows that of ext4 (`s_maxbytes`), and takes `MAX_LFS_FILESIZE` for every FUSE filesystem, which cannot tell it
+/// another. So it does not ask us where these differ, and nothing can be done: `generic_file_llseek_size` lets `SEEK_SET` go
+/// there and `generic_copy_file_checks` copies nothing of an empty file, which ext4 answers with `EINVAL` and `EFBIG`.
+const EXT4_MAX: i64 = (1 << 44) - 4096;
+
+#[test]
+fn sizes_around_the_largest_that_ext4_takes() {
+    check("the largest sizes", |root| {
+        let fd = file(root);
+        let path = c(&root.join("file"));
+        let mut gave = Vec::new();
+        let sizes = [EXT4_MAX - 1, EXT4_MAX, EXT4_MAX + 1, 1 << 44, (1 << 53) - 1, 1 << 53, i64::MAX - 4096, i64::MAX];
+        for size in sizes {
+            gave.push(call!(ftruncate(fd, size)));
+            gave.push(call!(ftruncate(fd, 0)));
+            gave.push(call!(truncate(path.as_ptr(), size)));
+            gave.push(call!(ftruncate(fd, 0)));
+            let keep = libc::FALLOC_FL_KEEP_SIZE;
+            for mode in [0, keep, libc::FALLOC_FL_ZERO_RANGE, libc::FALLOC_FL_PUNCH_HOLE | keep] {
+                gave.push(call!(fallocate(fd, mode, size - 4096, 4096)));
+                gave.push(calls::stat(&root.join("file"), 0).map(|stat| stat.size));
+                gave.push(call!(ftruncate(fd, 0)));
+            }
+            for length in [1usize, 2, 4096, 8192] {
+                // Ends there, begins before and ends beyond, begins there.
+                for offset in [size - length as i64, size - length as i64 / 2, size] {
+                    gave.push(calls::pwrite(fd, &vec![7; length], offset));
+                    gave.push(calls::stat(&root.join("file"), 0).map(|stat| stat.size));
+                    gave.push(calls::pread(fd, 10, offset).0);
+                    gave.push(call!(ftruncate(fd, 0)));
+                }
+            }
+            gave.push(calls::pwrite(fd, b"0123456789", 0));
+            gave.push(calls::copy_file_range(fd, 0, fd, size, 10));
+            gave.push(calls::copy_file_range(fd, 0, fd, size.saturating_sub(5), 10));
+            gave.push(call!(ftruncate(fd, 0)));
+        }
+        gave.push(calls::close(fd));
+        gave
+    });
+}
+
 #[test]
 fn what_only_root_may_do() {
     check("privileges", |root| {

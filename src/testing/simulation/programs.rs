@@ -218,7 +218,7 @@ impl World {
         let handle = file.handle.expect("it is open");
         let mounted = self.mounted.as_ref().expect("mounted");
         match mounted.vfs.write_now(ino, handle, offset, bytes) {
-            Ok(Written::Done) => {
+            Ok(Written::Done(_)) => {
                 let mut content = file.now().clone();
                 let end = offset as usize + bytes.len();
                 content.resize(content.len().max(end), 0);

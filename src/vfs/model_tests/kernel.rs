@@ -430,10 +430,14 @@ impl Kernel {
     /// WRITE.
     fn send(&self, handle: &Handle, offset: u64, bytes: &[u8]) -> Result<()> {
         match self.vfs().write_now(handle.ino, handle.number, offset, bytes)? {
-            Written::Done => Ok(()),
+            Written::Done(written) => {
+                assert_eq!(written, bytes.len());
+                Ok(())
+            }
             Written::Later => {
                 let later = self.rig.vfs.clone().write_later(handle.ino, handle.number, offset, bytes.to_vec());
-                self.rig.block_on(later)
+                assert_eq!(self.rig.block_on(later)?, bytes.len());
+                Ok(())
             }
         }
     }
