@@ -20,6 +20,8 @@ use crate::id::InodeId;
 pub const TARGETS: &[u8] = b"user.tandemfs.targets";
 /// Stored: the acknowledgement policy of a file or directory; it travels with the data.
 pub const POLICY: &[u8] = b"user.tandemfs.policy";
+/// SELinux' label of a file.
+pub const LABEL: &[u8] = b"security.selinux";
 /// All attributes that start so are ours.
 const OURS: &[u8] = b"user.tandemfs.";
 
@@ -108,6 +110,11 @@ fn check_policy(value: &[u8]) -> Result<()> {
 }
 
 impl Meta {
+    /// True if any file has a label of SELinux.
+    pub fn has_labels(&self) -> Result<bool> {
+        self.read(|conn| Ok(conn.prepare_cached("SELECT 1 FROM xattr WHERE name = ?1")?.exists([LABEL])?))
+    }
+
     /// The acknowledgement policies that files and directories state. One that cannot be read (another version wrote it)
     /// states nothing.
     pub fn stated_policies(&self) -> Result<Vec<(InodeId, Stated)>> {

@@ -25,6 +25,7 @@ pub mod statfs;
 pub(crate) mod tests;
 pub mod xattr;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
@@ -52,6 +53,8 @@ pub struct Vfs {
     orphans: orphans::Orphans,
     targets: OnceLock<Box<dyn xattr::Targets>>,
     acknowledgement: OnceLock<(acknowledge::Policies, Box<dyn acknowledge::Acknowledger>)>,
+    /// Some file has, or had in this mount, a label of SELinux.
+    has_labels: AtomicBool,
 }
 
 /// What `stat` shows.
@@ -69,7 +72,8 @@ impl Vfs {
         let (meta, files) = (reader.meta.clone(), reader.files.clone());
         let orphans = orphans::Orphans::start(meta.clone(), files.clone())?;
         let (targets, acknowledgement) = (OnceLock::new(), OnceLock::new());
-        Ok(Vfs { meta, files, reader, space, orphans, targets, acknowledgement })
+        let has_labels = AtomicBool::new(meta.has_labels().map_err(std::io::Error::other)?);
+        Ok(Vfs { meta, files, reader, space, orphans, targets, acknowledgement, has_labels })
     }
 
     /// The metadata store.

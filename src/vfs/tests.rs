@@ -398,6 +398,21 @@ fn the_attribute_that_tells_targets_is_answered_and_never_listed() {
 }
 
 #[test]
+fn labels_are_supported_from_the_first_one_on() {
+    let rig = Rig::new();
+    let (ino, other) = (rig.create("a").unwrap(), rig.create("b").unwrap());
+    let label = b"security.selinux".as_slice();
+    assert_eq!(rig.vfs.getxattr(ino, label), Err(Errno::OPNOTSUPP));
+    assert_eq!(rig.vfs.getxattr(ino, b"security.capability"), Err(Errno::NODATA));
+    rig.vfs.setxattr(&ROOT, ino, label, b"system_u:object_r:etc_t:s0", SetMode::Any).unwrap();
+    assert_eq!(rig.vfs.getxattr(ino, label).unwrap(), b"system_u:object_r:etc_t:s0");
+    assert_eq!(rig.vfs.getxattr(other, label), Err(Errno::NODATA));
+    assert!(rig.vfs.meta().has_labels().unwrap(), "the next mount knows");
+    rig.close(ino);
+    rig.close(other);
+}
+
+#[test]
 fn o3_a_copy_by_reference_takes_a_slot_and_shares_chunks_until_either_file_changes() {
     let rig = Rig::new();
     let bytes: Vec<u8> =

@@ -1,12 +1,14 @@
 //! Extended attributes: `getxattr`, `setxattr`, `listxattr`, `removexattr`.
 
+use std::sync::atomic::Ordering;
+
 use rustix::io::Errno;
 
 use super::{Caller, Result, Vfs, errno};
 use crate::clock;
 use crate::id::InodeId;
 use crate::meta::acl;
-use crate::meta::xattr::{POLICY, SetMode, SetXattr, TARGETS, is_supported};
+use crate::meta::xattr::{LABEL, POLICY, SetMode, SetXattr, TARGETS, is_supported};
 
 /// Answers the virtual attribute `user.tandemfs.targets`.
 pub trait Targets: Send + Sync {
@@ -21,6 +23,10 @@ impl Vfs {
     }
 
     /// The value of an attribute.
+    ///
+    /// While no file has a label of SELinux, labels are not supported (`EOPNOTSUPP`), as on most filesystems that are not a
+    /// kernel's own: then `ls -l` asks for that of one file and not of each (coreutils, `getfilecon_cache`), and the kernel
+    /// never caches an attribute for FUSE.
     pub fn getxattr(&self, ino: InodeId, name: &[u8]) -> Result<Vec<u8>> {
         let refused = |error: crate::meta::Error| errno("getxattr", ino, &error);
         if name == TARGETS {
@@ -33,7 +39,10 @@ impl Vfs {
         if !is_supported(name) {
             return Err(Errno::OPNOTSUPP);
         }
-        self.meta.xattr(ino, name).map_err(refused)
+        match self.meta.xattr(ino, name).map_err(refused) {
+            Err(Errno::NODATA) if name == LABEL && !self.has_labels.load(Ordering::Relaxed) => Err(Errno::OPNOTSUPP),
+            answer => answer,
+        }
     }
 
     /// The names of all attributes, each followed by a NUL. The virtual one is not among them, so that copies leave it.
@@ -57,6 +66,9 @@ impl Vfs {
         let inode = self.write("setxattr", ino, |tx| tx.set_xattr(&request))?;
         if name == POLICY {
             self.states(ino, Some(value));
+        }
+        if name == LABEL {
+            self.has_labels.store(true, Ordering::Relaxed);
         }
         self.named(&inode);
         Ok(())

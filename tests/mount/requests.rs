@@ -81,7 +81,8 @@ fn listing_a_tree_asks_for_no_file_and_listing_it_again_for_nothing() {
 
     let since = Since::now(&mounted);
     assert_eq!(list().trim(), FILES.to_string());
-    let (lookups, getattrs) = (since.count("lookup"), since.count("getattr"));
+    let (lookups, getattrs, xattrs) = (since.count("lookup"), since.count("getattr"), since.count("getxattr"));
     assert!(lookups < FILES / 10 && getattrs < FILES / 10, "again: {lookups} LOOKUP, {getattrs} GETATTR");
+    assert!(xattrs < FILES / 10, "again: {xattrs} GETXATTR");
     mounted.umount();
 }
