@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::mounted::Place;
-use crate::support::run::{Finished, finish, installed, program};
+use crate::support::run::{Finished, finish, installed, program, shell};
+use crate::support::tree::{self, Depth, assert_same};
 
 /// Two users that exist nowhere else.
 const ANN: u32 = 61_234;
@@ -92,7 +93,7 @@ fn program_for_all(place: &Place) -> PathBuf {
 
 #[test]
 fn a_user_without_privileges_mounts_through_fusermount3_or_is_told_to_install_it() {
-    if !installed(&["setpriv", "fusermount3", "unshare", "findmnt"]) {
+    if !installed(&["setpriv", "fusermount3", "unshare", "findmnt", "tar"]) {
         return;
     }
     let place = Place::new(&[]);
@@ -103,6 +104,10 @@ fn a_user_without_privileges_mounts_through_fusermount3_or_is_told_to_install_it
     for name in ["mnt", "home", "run", "targets"] {
         chown(place.path(name), Some(NOBODY), Some(NOBODY)).unwrap();
     }
+    // What takes a user's permission to read it back would not come back.
+    tree::make_awkward(&place.path("tree"));
+    let pack = "tar --format=posix --xattrs --sparse --exclude=mode0 -cf tree.tar tree && chmod 644 tree.tar";
+    shell(&place.path(""), pack);
     let program = program_for_all(&place);
     // In a mount namespace of its own, so that /dev/fuse may be open to all there, as udev makes it on most machines.
     let script =
@@ -113,7 +118,9 @@ fn a_user_without_privileges_mounts_through_fusermount3_or_is_told_to_install_it
           $PROGRAM $mount
           findmnt -no FSTYPE,SOURCE -M $PLACE/mnt
           echo mine > mnt/file; cat mnt/file; stat -c %u mnt/file
-          $PROGRAM status mnt > run/status && echo status
+          $PROGRAM status mnt --json > run/status && echo status
+          mkdir home/local; for there in home/local mnt; do tar --xattrs -xpf tree.tar -C $there; done
+          cp -a mnt/tree home/back
           $PROGRAM umount mnt --timeout 600 2> /dev/null; ! findmnt -M $PLACE/mnt; ls mnt'";
     let finished = finish(
         Command::new("unshare")
@@ -136,4 +143,11 @@ fn a_user_without_privileges_mounts_through_fusermount3_or_is_told_to_install_it
         mounted.iter().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>(),
         ["fuse.tandemfs tank", "mine", &NOBODY.to_string(), "status"]
     );
+    let status: serde_json::Value = serde_json::from_slice(&std::fs::read(place.path("run/status")).unwrap()).unwrap();
+    let why = status["filesystem"]["no_passthrough"].as_str().unwrap();
+    // Older kernels have none for anybody.
+    assert!(why.contains("CAP_SYS_ADMIN") || why.contains("the kernel does not offer it"), "{why}");
+    let [local, back] = ["home/local/tree", "home/back"].map(|path| tree::read(&place.path(path), Depth::Copied));
+    assert!(local.len() > 350 && local.values().any(|line| line.contains("user.large")));
+    assert_same("unpacked on a local disk and through the mount", &local, &back);
 }
