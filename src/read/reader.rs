@@ -78,9 +78,11 @@ impl Reader {
                 Err(Failed::Io(error)) if error.kind() == io::ErrorKind::NotFound => absent = error,
                 Err(Failed::Absent(piece, error)) => {
                     absent = error;
-                    // Gone from the disk by other hands: what targets hold is fetched from them.
-                    if attempt + 1 == ATTEMPTS && self.meta.evict(piece)?.is_some() {
-                        tracing::error!(error = %absent, "a local chunk file is missing; its chunks are fetched");
+                    // Gone from the disk by other hands, or the disk does not give it: what targets hold is fetched from
+                    // them. What is left of the file stays where it is, for recovery to keep aside (S7).
+                    let for_good = absent.kind() != io::ErrorKind::NotFound || attempt + 1 == ATTEMPTS;
+                    if for_good && !lending.is_lent(piece) && self.meta.evict(piece)?.is_some() {
+                        tracing::error!(error = %absent, "a local chunk file cannot be read; its chunks are fetched");
                     }
                 }
                 Err(Failed::Io(source)) => return Err(Error::Io { what: format!("read of inode {ino}"), source }),
@@ -139,7 +141,7 @@ impl Reader {
                 }
                 result => result?,
             };
-            file.read_exact_at(slice, local.offset)?;
+            file.read_exact_at(slice, local.offset).map_err(|error| Failed::Absent(local.file, error))?;
             self.evictor.used(local.file);
         }
         Ok(())
@@ -189,7 +191,7 @@ fn wanted(piece: &Piece) -> Wanted {
 
 enum Failed {
     Io(io::Error),
-    /// A chunk file that has a row.
+    /// A chunk file that has a row, and does not have, or give, its bytes.
     Absent(ChunkFileId, io::Error),
     Meta(Error),
 }

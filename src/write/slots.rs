@@ -121,6 +121,11 @@ impl Files {
     /// False: nothing was written to it since its last session, so that no slot is its own.
     fn sync_staged(&self, file: &Arc<LiveFile>) -> Result<bool> {
         let _syncing = file.syncing.lock();
+        if self.meta.latched().is_some() {
+            // The kernel tells an error once. A second sync would succeed without the bytes, and be on record as if it had
+            // brought them to the disk: then the next mount would count them (S6).
+            return Err(Error::Latched);
+        }
         let what = |what: &str| format!("{what} of inode {}", file.ino);
         let (point, path, entry) = {
             let state = file.state.read();

@@ -49,27 +49,37 @@ fn failing(point: Point, nth: u32) -> (Rig, Daemon) {
     (rig, daemon)
 }
 
-/// Ends a latched mount as a user would, and mounts again.
-fn remount(rig: &Rig, mut daemon: Daemon) -> Daemon {
+/// Ends a latched mount as a user would, and mounts again. Targets lack something that it will not bring them.
+fn remount(rig: &Rig, daemon: Daemon) -> Daemon {
+    let (daemon, code) = remounted(rig, daemon);
+    assert_ne!(code, 0, "a latched mount does not say that every target is whole");
+    daemon
+}
+
+/// The same, whatever targets have; also returns what the first try to unmount said.
+fn remounted(rig: &Rig, mut daemon: Daemon) -> (Daemon, i32) {
     let unmounted = run(tandemfs().arg("umount").arg(rig.mnt()).args(["--timeout", "20"]));
-    assert_ne!(unmounted.code, 0, "a latched mount does not say that every target is whole: {}", unmounted.stdout);
     if !daemon.has_ended() {
         let _ = run(tandemfs().arg("umount").arg(rig.mnt()).arg("--force"));
     }
     daemon.wait_for(PATIENCE);
     assert!(daemon.has_ended(), "a latched mount ends\n{}", rig.log());
     drop(daemon);
-    rig.mount()
+    (rig.mount(), unmounted.code)
 }
 
 #[test]
 fn s1_an_fsync_that_failed_is_not_followed_by_one_that_lies() {
-    for point in [Point::SyncStaged, Point::SyncRanges] {
+    // With a place in history, as a close of another descriptor takes it, and without.
+    for (point, closed) in [(Point::SyncStaged, false), (Point::SyncStaged, true), (Point::SyncRanges, true)] {
         let (rig, daemon) = failing(point, 1);
         {
             let _watch = daemon.watch();
             let file = open(&rig.mnt().join("f"));
             file.write_all_at(b"new", 0).unwrap();
+            if closed {
+                drop(file.try_clone().unwrap());
+            }
             assert_eio("the sync fails", file.sync_all());
             // The kernel dropped the pages: a second fdatasync of the same file would succeed.
             assert_eio("and so does every later one", file.sync_all());
@@ -166,6 +176,7 @@ fn s1_a_failed_sync_of_a_directory_entry_latches() {
         file.write_all_at(b"new", 0).unwrap();
         assert_eio("the sync fails", file.sync_all());
         assert_eio("and so does every later one", file.sync_all());
+        file.write_all_at(b"xyz", 0).unwrap();
         assert_eio("a close acknowledges nothing", close(file));
         assert!(File::create(rig.mnt().join("g")).is_err(), "names are acknowledged no more");
     }
@@ -181,6 +192,36 @@ fn s1_a_failed_sync_of_a_directory_entry_latches() {
     }
     assert!(!is_latched(&rig));
     rig.check_targets(daemon);
+}
+
+#[test]
+fn s1_a_failed_move_of_the_metadata_log_latches_and_loses_no_name() {
+    let (rig, daemon) = failing(Point::WalCheckpoint, 1);
+    let mut made = 0;
+    {
+        let _watch = daemon.watch();
+        // Many small transactions make the log so long that it is moved.
+        let log = rig.state.join("meta.sqlite-wal");
+        while std::fs::metadata(&log).unwrap().len() < 20 << 20 {
+            match std::fs::create_dir(rig.mnt().join(format!("d{made}"))) {
+                Ok(()) => made += 1,
+                Err(_) => break,
+            }
+        }
+        wait_until("the log is moved, and that fails", || is_latched(&rig));
+        assert!(File::create(rig.mnt().join("g")).is_err(), "names are acknowledged no more");
+    }
+    // Targets may have had all of it before.
+    let (daemon, _) = remounted(&rig, daemon);
+    {
+        let _watch = daemon.watch();
+        assert_eq!(std::fs::read(rig.mnt().join("f")).unwrap(), b"old", "what was synced before");
+        let lost = (0..made).find(|index| !rig.mnt().join(format!("d{index}")).is_dir());
+        assert_eq!(lost, None, "of {made} that were acknowledged");
+        File::create(rig.mnt().join("g")).unwrap().sync_all().unwrap();
+    }
+    assert!(!is_latched(&rig));
+    daemon.kill();
 }
 
 /// The staged chunk file that holds so many bytes.

@@ -43,6 +43,29 @@ fn wrong_and_missing_chunks_are_read_from_the_other_target_and_mended() {
     assert!(bad("a") < damaged, "at least what was read from it was mended");
 }
 
+/// As on a disk with bad sectors: what is read of it is an error, and nothing is wrong with the targets.
+#[test]
+fn what_the_local_disk_does_not_give_comes_from_a_target() {
+    let place = Place::new(&["a"]);
+    let mount = || place.mount_with("state", &["-o".as_ref(), "no_passthrough".as_ref()]);
+    let mounted = mount();
+    let content = [noise(1, 5 << 20), noise(2, 3000)];
+    std::fs::write(mounted.path("large"), &content[0]).unwrap();
+    std::fs::write(mounted.path("small"), &content[1]).unwrap();
+    mounted.umount();
+    let chunk_files = tree::files_below(&place.path("state/chunks"));
+    assert!(chunk_files.len() >= 2, "{chunk_files:?}");
+    for (path, _) in &chunk_files {
+        tree::truncate(path, 1000).unwrap();
+    }
+    let mounted = mount();
+    for (name, content) in ["large", "small"].iter().zip(&content) {
+        assert!(std::fs::read(mounted.path(name)).unwrap() == *content, "{name}");
+    }
+    assert!(mounted.log().contains("cannot be read; its chunks are fetched"));
+    mounted.umount();
+}
+
 #[test]
 fn a_file_without_any_good_copy_is_an_error_never_a_hole() {
     let place = Place::new(&["a"]);

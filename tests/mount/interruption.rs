@@ -53,9 +53,23 @@ fn after_kill_9() {
 fn two_mounts_on_one_state_directory_refuse_each_other() {
     let place = Place::new(&["a"]);
     let mounted = place.mount();
-    let second = crate::support::run::finish(&mut place.mount_command("state"));
-    assert_ne!(second.code, 0);
-    assert!(second.stderr.contains("hint: "), "{}", second.stderr);
+    // At its mountpoint, and at another one: there nothing but the lock of the state directory is in the way.
+    let elsewhere = place.path("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let state = place.path("state").display().to_string();
+    let (mnt, uri) = (place.mnt(), place.uri("a"));
+    let way_out = format!("hint: unmount it first: tandemfs umount {}", mnt.display());
+    for (mountpoint, says) in [
+        (&mnt, format!("is mounted at {} already", mnt.display())),
+        (&elsewhere, format!("state directory {state} is in use: it is mounted at {}", mnt.display())),
+    ] {
+        let mut command = tandemfs();
+        command.arg("mount").arg(mountpoint).args(["--state-dir", &state, "--target", &format!("a={uri}")]);
+        let second = crate::support::run::finish(&mut command);
+        assert_eq!(second.code, 1, "{}", second.stderr);
+        assert!(second.stderr.contains(&says) && second.stderr.contains(&way_out), "{}", second.stderr);
+    }
+    assert!(std::fs::read_dir(&elsewhere).unwrap().next().is_none(), "nothing is mounted there");
     wait_for("the first still answers", || mounted.status()["journal_seq"].is_u64());
     mounted.umount();
 }
