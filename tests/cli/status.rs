@@ -11,7 +11,8 @@ fn status_json_has_the_documented_shape() {
     let place = Place::new(&["a"]);
     let mounted = place.mount();
     let status = mounted.status();
-    let names = ["attention", "cache", "filesystem", "garbage", "journal_seq", "safe", "targets", "unreplicated"];
+    let names =
+        ["attention", "cache", "filesystem", "garbage", "journal_seq", "requests", "safe", "targets", "unreplicated"];
     assert_eq!(keys(&status), names);
     assert_eq!(keys(&status["filesystem"]), ["epoch", "mountpoint", "name", "state_dir", "uuid"]);
     assert_eq!(keys(&status["unreplicated"]), ["bytes", "files", "oldest_seconds"]);
