@@ -34,7 +34,9 @@ impl Server {
         let child = as_nobody("postgres")
             .arg("-D")
             .arg(data)
-            .args(["-c", "listen_addresses=", "-c", "shared_buffers=16MB", "-c", "max_connections=20"])
+            .args(["-c", "listen_addresses=", "-c", "shared_buffers=1MB", "-c", "max_connections=20"])
+            // Pages are written again and again, and its log goes round in few small files.
+            .args(["-c", "min_wal_size=2MB", "-c", "max_wal_size=2MB"])
             .args(["-c", "dynamic_shared_memory_type=mmap", "-c", "shared_memory_type=mmap"])
             .arg("-c")
             .arg(format!("unix_socket_directories={}", socket.display()))
@@ -104,7 +106,7 @@ fn o8_a_database_restored_from_one_target_at_any_moment_recovers() {
     let data = rig.mnt().join("data");
     std::fs::create_dir(&data).unwrap();
     chown(&data, Some(USER), Some(USER)).unwrap();
-    let made = run(as_nobody("initdb").args(["-A", "trust", "-U", "nobody", "-D"]).arg(&data));
+    let made = run(as_nobody("initdb").args(["-A", "trust", "-U", "nobody", "--wal-segsize=1", "-D"]).arg(&data));
     assert_eq!(made.code, 0, "{}{}", made.stdout, made.stderr);
     let (socket, log) = (rig.base.join("socket"), rig.base.join("postgres.log"));
     let mut server = Server::start(&data, &socket, &log);
@@ -127,11 +129,19 @@ fn o8_a_database_restored_from_one_target_at_any_moment_recovers() {
         .unwrap();
     let end = Instant::now() + Duration::from_secs(seconds);
     let (mut restores, mut newest) = (0, 0);
-    while Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(1500));
-        newest = newest.max(recover(&rig, if restores % 2 == 0 { "a" } else { "b" }, restores));
-        restores += 1;
-    }
+    std::thread::scope(|scope| {
+        // What its recovery begins with moves on all the time, and with it which files it needs.
+        scope.spawn(|| {
+            while Instant::now() < end {
+                assert_eq!(server.query("CHECKPOINT").code, 0);
+            }
+        });
+        while Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1500));
+            newest = newest.max(recover(&rig, if restores % 2 == 0 { "a" } else { "b" }, restores));
+            restores += 1;
+        }
+    });
     wait_until("the load ends", || load.try_wait().unwrap().is_some());
     let done: u64 = server.query("SELECT count(*) FROM pgbench_history").stdout.trim().parse().unwrap();
     eprintln!("{restores} restores recovered under load; the newest had {newest} of {done} transactions");
