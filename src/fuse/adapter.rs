@@ -384,15 +384,14 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        flags: OpenFlags,
+        _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // A write through the page cache was preceded by a SETATTR if there was anything to clear; a direct one was not,
-        // whether the program asked for it or our answer to its open.
-        let direct = flags.0 & libc::O_DIRECT != 0 || io::is_direct(handle.0);
-        let kill_set_ids =
-            (direct && write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)).then(|| caller(request));
+        // A direct write was not preceded by a SETATTR, whether the program asked for it or our answer to its open; one
+        // through the page cache was, if there was anything to clear by the mode that the kernel knows: an access control list
+        // may have changed that.
+        let kill_set_ids = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(request));
         self.reply_write(inode(ino), handle.0, offset, data, kill_set_ids, reply);
     }
 

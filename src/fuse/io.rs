@@ -20,16 +20,11 @@ use crate::read::Outcome;
 use crate::vfs::io::{Creating, Written};
 use crate::vfs::{Attributes, Caller, Result};
 use crate::write::iomode::Io;
-use crate::write::opening::{Backing, Handle, Kernel, Opened};
+use crate::write::opening::{Backing, Kernel, Opened};
 
 thread_local! {
     /// Where a request's thread reads local bytes into; kept, as the largest request is 1 MiB.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// True if the open was answered with `FOPEN_DIRECT_IO`.
-pub(super) fn is_direct(handle: u64) -> bool {
-    Handle::from_number(handle).io == Io::Direct
 }
 
 /// The kernel's side of an OPEN or a CREATE.

@@ -12,10 +12,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use super::tests::Rig;
-use crate::testing::posix::call::{Call, Dice, Shown, brief, invent};
+use crate::testing::posix::call::{Call, Dice, Shown, brief, invent_with_user};
 use crate::testing::posix::plain::Plain;
 use crate::testing::posix::syscall::{self, Errno, call, gave};
-use crate::testing::posix::{DIRECTORIES, HANDLES, MAPS, NAMES, USERS};
+use crate::testing::posix::{DIRECTORIES, HANDLES, MAPS, NAMES};
 use kernel::Kernel;
 
 const HISTORIES: u64 = 10;
@@ -39,8 +39,7 @@ fn step(dice: &mut Dice) -> Step {
         0 => Step::Rotate,
         1 => Step::Settle,
         _ => {
-            let call = invent(dice);
-            let user = if dice.chance(25) { dice.of(&USERS) } else { 0 };
+            let (user, call) = invent_with_user(dice);
             // Whether somebody may list a directory is the kernel's business; for root there is always something to compare.
             let user = if matches!(call, Call::Look { .. }) { 0 } else { user };
             Step::Call(user, call)

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use crate::busy;
 use crate::calls::{self, c, call, gave};
-use crate::posix::call::{Dice, brief, invent};
+use crate::posix::SET_BEFORE;
+use crate::posix::call::{Dice, brief, invent_with_user};
 use crate::posix::plain::Plain;
-use crate::posix::{SET_BEFORE, USERS};
 use crate::support::mounted::{Mounted, Place};
 use crate::support::run::skipped;
 use crate::support::tree::{self, Depth, assert_same};
@@ -32,8 +32,7 @@ fn compare(seed: u64, mounted: &Place, plain: &Path) -> PathBuf {
     let mut dice = Dice(seed);
     let mut history = Vec::new();
     for number in 0..count {
-        let call = invent(&mut dice);
-        let user = if dice.chance(25) { dice.of(&USERS) } else { 0 };
+        let (user, call) = invent_with_user(&mut dice);
         let shown = twins.each_mut().map(|twin| calls::as_user(user, || twin.perform(&call)));
         history.push(format!("{number}: user {user} {call:?} {:?}", brief(&shown[1])));
         let [mounted, plain] = &shown;

@@ -83,7 +83,21 @@ pub enum Call {
 const XATTRS: [&str; 4] = ["user.a", "user.b", "trusted.c", "system.posix_acl_access"];
 const ACLS: [&str; 2] = ["system.posix_acl_access", "system.posix_acl_default"];
 
-pub fn invent(dice: &mut Dice) -> Call {
+/// A call and who makes it.
+pub fn invent_with_user(dice: &mut Dice) -> (u32, Call) {
+    let call = invent(dice);
+    let user = if dice.chance(25) { dice.of(&USERS) } else { 0 };
+    // Only an owner may set the time that stands for that of the store.
+    (if matches!(call, Call::Store { .. }) { 0 } else { user }, call)
+}
+
+/// The time that is set after a store: with mappings each filesystem has its own moment for it. FUSE tells of none before
+/// the pages are written back, and of none at all where they are those of a local file (P6).
+pub fn time_of_store(seed: u64) -> i64 {
+    (seed % SET_BEFORE as u64) as i64
+}
+
+fn invent(dice: &mut Dice) -> Call {
     let slot = dice.below(HANDLES as u64) as usize;
     match dice.below(100) {
         0..14 => {

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::call::{Call, Shown, acl, aligned};
+use super::call::{Call, Shown, acl, aligned, time_of_store};
 use super::syscall::{self, Errno, c, call, gave};
 use super::{BLOCK, DIRECTORIES, HANDLES, MAP_LENGTH, MAPS, SET_BEFORE, noise};
 
@@ -106,13 +106,14 @@ impl Plain {
             }
             Call::Store { map, offset, seed, length } => {
                 let map = self.maps[*map].as_ref()?;
-                let length = (self.size(map.file) - *offset as i64).clamp(0, *length as i64);
+                let length = (map.size()? - *offset as i64).clamp(0, *length as i64);
                 map.store(*offset as usize, &noise(*seed, length as usize));
+                map.set_time(time_of_store(*seed));
                 Ok(length)
             }
             Call::Fetch { map, offset, length } => {
                 let map = self.maps[*map].as_ref()?;
-                let length = (self.size(map.file) - *offset as i64).clamp(0, *length as i64);
+                let length = (map.size()? - *offset as i64).clamp(0, *length as i64);
                 return Some(Shown::Bytes(Ok(length), map.fetch(*offset as usize, length as usize)));
             }
             Call::Unmap { map } => {
@@ -151,7 +152,10 @@ impl Plain {
                 syscall::setxattr(&self.at(path), name, &noise(*length as u64, *length), *flags)
             }
             Call::SetAcl { path, name, user, permissions } => {
-                syscall::setxattr(&self.at(path), name, &acl(*user, *permissions), 0)
+                let gave = syscall::setxattr(&self.at(path), name, &acl(*user, *permissions), 0);
+                // Which set-id bits a write takes away FUSE decides by the mode that it knew before, until somebody asks.
+                let _ = syscall::stat(&self.at(path), SET_BEFORE);
+                gave
             }
             Call::RemoveXattr { path, name } => syscall::removexattr(&self.at(path), name),
             Call::Look { path } => return Some(self.looked(&self.at(path))),
@@ -249,6 +253,21 @@ impl Map {
         let path = format!("/proc/self/fd/{fd}");
         let file = syscall::open(Path::new(&path), libc::O_PATH, 0).expect("what is open has a path in /proc") as i32;
         Some(Ok(Map { address: address.cast(), file }))
+    }
+
+    /// Of a file that has a name: without that and without a descriptor it has nothing that a program could ask for.
+    fn size(&self) -> Option<i64> {
+        // SAFETY: all zeros is a `stat`.
+        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+        assert_eq!(call!(fstat(self.file, &raw mut stat)), Ok(0));
+        (stat.st_nlink > 0).then_some(stat.st_size)
+    }
+
+    fn set_time(&self, seconds: i64) {
+        self.sync();
+        let times = [libc::timespec { tv_sec: seconds, tv_nsec: 0 }; 2];
+        let path = format!("/proc/self/fd/{}", self.file);
+        assert_eq!(call!(utimensat(libc::AT_FDCWD, c(Path::new(&path)).as_ptr(), times.as_ptr(), 0)), Ok(0));
     }
 
     fn store(&self, offset: usize, bytes: &[u8]) {

@@ -23,7 +23,7 @@ use crate::clock::Timestamp;
 use crate::id::InodeId;
 use crate::meta::xattr::SetMode;
 use crate::read::Outcome;
-use crate::testing::posix::call::{Call, Shown, acl, aligned};
+use crate::testing::posix::call::{Call, Shown, acl, aligned, time_of_store};
 use crate::testing::posix::syscall::{Errno, Stat};
 use crate::testing::posix::{BLOCK, DIRECTORIES, HANDLES, MAPS, SET_BEFORE, noise};
 use crate::vfs::acknowledge::Flushed;
@@ -176,12 +176,16 @@ impl Kernel {
                 }
             }
             Call::Store { map, offset, seed, length } => {
-                let handle = self.maps[*map].clone()?;
+                let handle = self.maps[*map].clone().filter(|handle| self.has_name(handle.ino))?;
                 let length = self.within(&handle, *offset, *length);
-                self.store(&handle, *offset, &noise(*seed, length as usize)).map(|()| length as i64)
+                let time = Some(SetTime::At(Timestamp::new(time_of_store(*seed), 0).unwrap()));
+                let times = SetAttributes { atime: time, mtime: time, ..SetAttributes::default() };
+                self.store(&handle, *offset, &noise(*seed, length as usize))
+                    .and_then(|()| self.set(&caller, handle.ino, times))
+                    .map(|_| length as i64)
             }
             Call::Fetch { map, offset, length } => {
-                let handle = self.maps[*map].clone()?;
+                let handle = self.maps[*map].clone().filter(|handle| self.has_name(handle.ino))?;
                 let length = self.within(&handle, *offset, *length);
                 let bytes = self.read(handle.ino, *offset, length).unwrap();
                 return Some(Shown::Bytes(Ok(length as i64), bytes));
@@ -456,6 +460,10 @@ impl Kernel {
             bytes = self.rig.block_on(fetch)?.to_vec();
         }
         Ok(bytes)
+    }
+
+    fn has_name(&self, ino: InodeId) -> bool {
+        self.vfs().getattr(ino).unwrap().inode.nlink > 0
     }
 
     fn size(&self, ino: InodeId) -> u64 {
