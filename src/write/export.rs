@@ -32,6 +32,10 @@ use crate::meta::slot::SlotRequest;
 
 /// A file up to this size is copied whenever it is due, where blocks cannot be shared; a larger one seldom.
 pub(super) const COPIED_MAX: u64 = 1 << 30;
+/// Between two looks whether another copy of the same file is over.
+const COPYING_LOOK: Duration = Duration::from_millis(5);
+/// Whoever waits for targets has no more patience than that by default.
+const COPYING_MAX: Duration = Duration::from_secs(60);
 /// A larger one is copied when it has been open for this long …
 const LARGE_AFTER: Duration = Duration::from_secs(60);
 /// … and so long after the last large copy.
@@ -106,6 +110,13 @@ impl Files {
         // What is waited for, and may stay open for ever, would else never come. Few files get here: where somebody waits, no
         // file of that size is given to the kernel to read or write by itself; one that has it already may be thawed, or its
         // policy changed.
+        if waited_for {
+            // A copy that is being made began before the bytes that are waited for, perhaps.
+            let until = clock::instant() + COPYING_MAX;
+            while file.state.read().exporting && clock::instant() < until {
+                std::thread::sleep(COPYING_LOOK);
+            }
+        }
         if waited_for || self.is_copied_cheaply(size) { self.export(file) } else { Ok(()) }
     }
 

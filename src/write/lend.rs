@@ -439,7 +439,16 @@ mod tests {
         };
         files.flush(ino).unwrap();
         assert_eq!(slots(), 1, "by itself it waits for its close");
-        files.cut_for(ino).unwrap().expect("it has a name");
+        // Another copy is under way, which may be older than the last write.
+        files.find(ino).unwrap().state.write().exporting = true;
+        std::thread::scope(|scope| {
+            let cut = scope.spawn(|| files.cut_for(ino).unwrap().expect("it has a name"));
+            let until = clock::instant() + Duration::from_millis(200);
+            while !cut.is_finished() && clock::instant() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            files.find(ino).unwrap().state.write().exporting = false;
+        });
         mount.settle();
         assert_eq!(slots(), 0, "a copy is committed while the reader has it");
         assert_eq!(mount.read(ino, 5, 4), b"news");
