@@ -15,6 +15,8 @@ use super::adapter::catch;
 use super::operation::Operation;
 use super::{MountOptions, Options, Session, Unmount};
 use crate::clock;
+use crate::testing::posix::call::acl;
+use crate::testing::posix::syscall::as_user;
 use crate::vfs::tests::Rig;
 
 /// The operation whose handlers panic.
@@ -323,6 +325,37 @@ fn p6_set_id_bits_go_when_another_user_writes_beside_passthrough_readers() {
     // What the daemon does with it.
     let told = || files.stale().try_iter().for_each(|stale| notifier.invalidate(&stale).unwrap());
     assert_eq!(mode_after_a_write_of_another_user(&path, told), 0o777);
+}
+
+/// The kernel sends a SETATTR before a write by the mode that it knows; after a list was set it knows an old one.
+#[test]
+fn p6_set_id_bits_go_by_the_mode_that_an_access_control_list_has_changed() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/fuse").exists() {
+        eprintln!("SKIPPED: a real mount needs root and /dev/fuse");
+        return;
+    }
+    let _alone = ALONE.lock();
+    let (dir, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mnt = dir.path().canonicalize().unwrap();
+    let rig = Rig::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mount = MountOptions { source: "list".into(), ..MountOptions::default() };
+    let (panics, requests) = (Arc::default(), Arc::default());
+    let options = Options { mount, runtime: runtime.handle().clone(), panics, requests, passthrough: false };
+    let session = Session::start(rig.vfs.clone(), &mnt, &options).unwrap();
+    let _mounted = Mounted(&mnt, Some(session));
+    let left = [mnt.join("f"), plain.path().join("f")].map(|path| {
+        let file = File::create(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(1000), Some(1000)).unwrap();
+        // Without the group's right to execute, members of the group keep it.
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o2664)).unwrap();
+        as_user(1000, || file.write_all_at(b"one", 0).unwrap());
+        let (list, flags) = (acl(1000, [6, 5, 1, 2]), rustix::fs::XattrFlags::empty());
+        rustix::fs::setxattr(&path, "system.posix_acl_access", &list, flags).unwrap();
+        as_user(1000, || file.write_all_at(b"two", 0).unwrap());
+        std::os::unix::fs::MetadataExt::mode(&file.metadata().unwrap()) & 0o7777
+    });
+    assert_eq!(left, [0o652; 2]);
 }
 
 /// Closes a descriptor and tells what close(2) said.
