@@ -1,5 +1,5 @@
 //! A mount on which everything happens all the time: tiny chunks, open files that take their place in history every second,
-//! and a neighbour. Either with a tiny cache, out of which the neighbour pushes everybody else's bytes, where no program may
+//! garbage that is collected (a million operations leave tens of GiB of it), and a neighbour. Either with a tiny cache, out of which the neighbour pushes everybody else's bytes, where no program may
 //! write unseen (D2); or with room to spare, where the kernel writes what is created by itself (P1).
 
 use std::fs::File;
@@ -36,7 +36,7 @@ fn place_with(limit: u64) -> Place {
     let mut place = Place::new(&["a"]);
     let config = format!(
         "chunk_size = \"128 KiB\"\nrotate = \"1s\"\nrotate_synced = \"500ms\"\n[cache]\nlimit = {limit}\nwait = \"10m\"\nreserve = \"16 MiB\"\n\
-         [target.a]\nuri = \"{}\"\n",
+         [gc]\ngrace = \"10s\"\n[target.a]\nuri = \"{}\"\n",
         place.uri("a")
     );
     // Other users come by, too.
