@@ -1,6 +1,7 @@
 //! A mount on which everything happens all the time: tiny chunks, open files that take their place in history every second,
-//! garbage that is collected (a million operations leave tens of GiB of it), and a neighbour. Either with a tiny cache, out of which the neighbour pushes everybody else's bytes, where no program may
-//! write unseen (D2); or with room to spare, where the kernel writes what is created by itself (P1).
+//! garbage that is collected (a million operations leave tens of GiB of it), and a neighbour. Either with a tiny cache, out
+//! of which the neighbour pushes everybody else's bytes, where no program may write unseen (D2); or with room to spare, where
+//! the kernel writes what is created by itself (P1).
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
