@@ -247,9 +247,10 @@ impl Meta {
     pub fn has_chunks_up_to(&self, bit: TargetBit, cursor: &mut ChunkId, high: ChunkId) -> Result<bool> {
         loop {
             let page = self.chunks_to_place(bit, *cursor, 1)?;
-            if let Some(first) = page.chunks.first() {
-                *cursor = ChunkId(first.id.0 - 1);
-                return Ok(first.id > high);
+            let first = page.chunks.first().map(|chunk| chunk.id).into_iter().chain(page.leaving).min();
+            if let Some(first) = first {
+                *cursor = ChunkId(first.0 - 1);
+                return Ok(first > high);
             }
             *cursor = page.cursor;
             if page.end || page.cursor >= high {

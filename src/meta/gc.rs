@@ -275,9 +275,13 @@ mod tests {
         .unwrap();
         let lacking = || meta.chunks_to_place(bit(0), ChunkId(0), 9).unwrap().chunks.len();
         assert_eq!(lacking(), 0);
+        let is_whole = || meta.has_chunks_up_to(bit(0), &mut ChunkId(0), ChunkId(1)).unwrap();
+        assert!(!is_whole(), "T3: what is not put yet is not there");
         meta.deletions_done(bit(0), &[hash], 100).unwrap();
         assert_eq!((meta.expire_deletions(99).unwrap(), lacking()), (0, 0));
         assert_eq!((meta.expire_deletions(100).unwrap(), lacking()), (1, 1));
+        meta.place(bit(0), &[ChunkId(1)]).unwrap();
+        assert!(is_whole());
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub struct TodoPage {
     /// Chunks that the target's tally counts as pending, in the same snapshot: if the walk has ended and knows fewer, some
     /// were revived behind its cursor.
     pub pending: u64,
+    /// The first that it needs and lacks, and that may not be sent yet, for it may still be deleted there (T9).
+    pub leaving: Option<ChunkId>,
 }
 
 /// What a placement changed.
@@ -161,7 +163,7 @@ impl Meta {
                 match dead {
                     Some(dead) if dead <= base => page.unneeded.push(chunk.id),
                     // T9: not while it may still be deleted there.
-                    _ if leaving.has(chunk.hash)? => {}
+                    _ if leaving.has(chunk.hash)? => page.leaving = page.leaving.or(Some(chunk.id)),
                     _ => page.chunks.push(chunk),
                 }
             }

@@ -39,15 +39,28 @@ impl Collector {
     /// Collects now and then until it is dropped.
     pub async fn run(self: Arc<Self>) {
         let every = (self.grace / 20).clamp(Duration::from_secs(1), Duration::from_secs(60));
-        // History is seen from the beginning of the mount on.
-        let (meta, grace) = (self.live.meta.clone(), self.grace);
-        let _ = crate::aside::blocking(move || gc::tick(&meta, meta.steady_secs(), grace)).await;
-        loop {
-            clock::sleep(every).await;
-            if let Err(error) = self.round(false).await {
-                tracing::warn!(%error, "garbage could not be collected, will be tried again");
+        let complain = |error: Error| tracing::warn!(%error, "garbage could not be collected, will be tried again");
+        // History is seen from the beginning of the mount on, and while a round waits for checkpoints: one of these may wait for
+        // a chunk that is wanted again, and that for the end of its deletion.
+        let ticks = async {
+            loop {
+                self.tick().await.unwrap_or_else(complain);
+                clock::sleep(every).await;
             }
-        }
+        };
+        let rounds = async {
+            loop {
+                clock::sleep(every).await;
+                self.round(false).await.map(drop).unwrap_or_else(complain);
+            }
+        };
+        tokio::join!(ticks, rounds);
+    }
+
+    async fn tick(&self) -> Result<(), Error> {
+        let (meta, grace) = (self.live.meta.clone(), self.grace);
+        let ticked = crate::aside::blocking(move || gc::tick(&meta, meta.steady_secs(), grace));
+        ticked.await.map_err(|panic| Error::failed(panic.to_string()))?.map_err(internal)
     }
 
     /// Says what would go.
@@ -112,11 +125,7 @@ impl Collector {
     /// One round over all targets. `asked`: somebody waits for it, so checkpoints are taken for whatever they set free.
     async fn round(&self, asked: bool) -> Result<Vec<(String, Result<u64, gc::Error>)>, Error> {
         let _one = self.running.lock().await;
-        let (meta, grace) = (self.live.meta.clone(), self.grace);
-        crate::aside::blocking(move || gc::tick(&meta, meta.steady_secs(), grace))
-            .await
-            .map_err(|panic| Error::failed(panic.to_string()))?
-            .map_err(internal)?;
+        self.tick().await?;
         let mut plans = self.plans().await?;
         let live_bytes = self.live.meta.live_sums().map_err(internal)?.live_bytes;
         let wants = |plan: &&Plan| match asked {

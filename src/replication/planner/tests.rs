@@ -36,11 +36,10 @@ fn failure(kind: Kind, class: Class) -> Failure {
 fn page(chunks: &[ChunkTodo]) -> TodoPage {
     TodoPage {
         chunks: chunks.to_vec(),
-        unneeded: vec![],
         cursor: chunks.last().map_or(ChunkId(0), |chunk| chunk.id),
         end: true,
-        backfill: false,
         pending: chunks.len() as u64,
+        ..TodoPage::default()
     }
 }
 
@@ -358,7 +357,7 @@ impl World {
                 let end = lacking.len() <= limit;
                 lacking.truncate(limit);
                 let cursor = lacking.last().map_or(after, |chunk| chunk.id);
-                UnderWay::Load(TodoPage { chunks: lacking, unneeded: vec![], cursor, end, backfill: false, pending })
+                UnderWay::Load(TodoPage { chunks: lacking, cursor, end, pending, ..TodoPage::default() })
             }
             Effect::Put(chunk, _) | Effect::Check(chunk) => {
                 assert!(target.open, "nothing passes a gate that is not open");

@@ -76,7 +76,7 @@ impl World {
         let chunks: Vec<ChunkTodo> = beyond.by_ref().take(limit).map(|id| todo(id.0, World::length(id))).collect();
         let cursor = chunks.last().map_or(after, |chunk| chunk.id);
         let end = beyond.next().is_none();
-        self.page = Some(TodoPage { chunks, unneeded: vec![], cursor, end, backfill: false, pending });
+        self.page = Some(TodoPage { chunks, cursor, end, pending, ..TodoPage::default() });
     }
 
     fn loaded(&mut self) {

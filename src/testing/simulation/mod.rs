@@ -27,6 +27,7 @@
 //! | faults off: everything drains, scrub finds nothing | [`world`] |
 
 mod acks;
+mod again;
 mod late;
 mod named;
 mod oracle;

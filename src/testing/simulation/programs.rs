@@ -17,7 +17,7 @@ use crate::vfs::io::{NewFile, Written};
 use crate::vfs::rename::RenameMode;
 use crate::write::opening::NoKernel;
 
-const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
+pub(super) const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 0 };
 /// Longer than any file.
 const SIZE_MAX: u32 = 1 << 20;
 

@@ -236,6 +236,10 @@ impl World {
         self.mounted.as_ref().expect("mounted").vfs.clone()
     }
 
+    pub(super) fn collector(&self) -> Arc<Collector> {
+        self.mounted.as_ref().expect("mounted").collector.clone()
+    }
+
     pub(super) fn live(&self) -> Arc<Live> {
         self.mounted.as_ref().expect("mounted").live.clone()
     }
@@ -301,7 +305,7 @@ impl World {
     }
 
     /// Mounts, as the daemon does: asks all targets, takes an epoch, recovers, starts everything.
-    fn mount(&mut self, crash: Option<Crash>) {
+    pub(super) fn mount(&mut self, crash: Option<Crash>) {
         let state = self.state();
         let meta = Arc::new(Meta::open(&state.join("meta.sqlite"), &Options::default()).unwrap());
         let configured: Vec<Configured> = self
@@ -531,7 +535,7 @@ impl World {
             0 | 1 if row.paused_until.is_some() => self.resume(index),
             2 => self.replace(index),
             3 | 4 => {
-                let collector = self.mounted.as_ref().expect("mounted").collector.clone();
+                let collector = self.collector();
                 self.mounted.as_ref().expect("mounted").runtime.spawn(async move { collector.now().await });
             }
             _ => {
@@ -683,7 +687,7 @@ impl World {
         for _ in 0..2 {
             let patience = self.tuning.grace + Duration::from_secs(90);
             self.advance(patience);
-            let collector = self.mounted.as_ref().expect("mounted").collector.clone();
+            let collector = self.collector();
             self.drive("gc", async { collector.now().await }).unwrap();
             self.check_calls();
         }
@@ -707,7 +711,7 @@ impl World {
     }
 
     /// Nothing fails any more: everything gets everywhere.
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         for ino in self.programs.files.keys().copied().collect::<Vec<_>>() {
             if self.programs.files[&ino].handle.is_some() {
                 self.close_for_good(ino);
