@@ -73,7 +73,10 @@ impl Disk {
                 Command::new("umount").arg(&self.mnt).stderr(Stdio::null()).status().unwrap().success()
             });
             self.mount().unwrap();
-            std::fs::read_dir(&self.mnt).is_ok_and(|mut entries| entries.all(|entry| entry.is_ok()))
+            // What is cached can be read of a dead one, too.
+            let probe = self.mnt.join("probe");
+            let dead = |error: std::io::Error| error.raw_os_error() == Some(libc::EIO);
+            !std::fs::write(&probe, "").and_then(|()| std::fs::remove_file(&probe)).is_err_and(dead)
         });
     }
 }
